@@ -1,0 +1,1 @@
+//! VirtShell's REST gateway: REST dialects in front of Kubernetes custom resources.

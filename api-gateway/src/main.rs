@@ -1,0 +1,5 @@
+//! `virtshell-gateway`: see `--help`.
+
+fn main() -> anyhow::Result<()> {
+    anyhow::bail!("the gateway has no routes yet")
+}
