@@ -24,8 +24,8 @@ pub struct Args {
     /// Images, disks and seeds; must be readable by QEMU's user.
     #[arg(long, default_value = "/var/lib/virtshell")]
     pub data_dir: PathBuf,
-    /// libvirt connection of a driver, `DRIVER=URI`; may repeat. Default: kvm and qemu at qemu:///system, lxc at
-    /// lxc:///system.
+    /// libvirt connection of a driver, `DRIVER=URI`; may repeat. Default: kvm and qemu at `qemu:///system`, lxc at
+    /// `lxc:///system`.
     #[arg(long = "driver", value_name = "DRIVER=URI")]
     pub drivers: Vec<String>,
     /// Run guests of driver kvm emulated where hardware virtualization is not usable.
