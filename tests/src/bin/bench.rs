@@ -1,0 +1,363 @@
+//! The foundation's numbers, measured against raw libvirt and the API server's own counters inside one run.
+//!
+//! Needs a running system (`make up`) and its environment (`.virtshell/env`); `make bench` does both. Every sample of
+//! VirtShell stands beside a raw sample taken right after it: the same overlay, seed and domain XML, made with
+//! `qemu-img`, `genisoimage` and two libvirt calls. So noise of the machine meets both.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures::{StreamExt, TryStreamExt};
+use kube::api::{Api, DeleteParams, PostParams, WatchParams};
+use kube::core::WatchEvent;
+use kube::{Client, ResourceExt};
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virtshell_crds::{Instance, InstanceSpec, PowerState, condition};
+
+const NAMESPACE: &str = "virtshell";
+const IMAGE: &str = "debian-guest";
+/// Longest wait for one step; a sample that takes longer is a failure, not a number.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long standing still is watched.
+const STILL: Duration = Duration::from_secs(60);
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let samples: usize = std::env::args()
+        .nth(1)
+        .map_or(Ok(50), |n| n.parse())
+        .context("usage: bench [SAMPLES]")?;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    virt::error::clear_error_callback();
+    let client = Client::try_default()
+        .await
+        .context("no cluster: run `make up` and `. .virtshell/env` first")?;
+    let libvirt = Connect::open(Some("qemu:///system")).context("qemu:///system does not answer")?;
+    latency(&client, &libvirt, samples).await?;
+    writes(&client).await
+}
+
+/// Create to running, ours minus raw, one at a time.
+async fn latency(client: &Client, libvirt: &Connect, samples: usize) -> Result<()> {
+    let (mut ours, mut raw, mut overhead) = (Vec::new(), Vec::new(), Vec::new());
+    for n in 0..=samples {
+        let (took, instance) = create_to_running(client, &format!("bench-{n}")).await?;
+        let xml = domain_of(libvirt, &instance)?.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
+        let image = backing_image(&xml)?;
+        delete(client, &instance).await?;
+        let same = raw_create(libvirt, &xml, &image)?;
+        // The first pair fills caches (QEMU's capabilities, the image in the page cache) on both sides.
+        if n > 0 {
+            ours.push(took);
+            raw.push(same);
+            overhead.push(took.saturating_sub(same));
+        }
+    }
+    for (what, list) in [
+        ("VirtShell", &mut ours),
+        ("raw libvirt", &mut raw),
+        ("difference", &mut overhead),
+    ] {
+        list.sort();
+        println!(
+            "create to running, {what:<12} P50 {:>7.1?}  P99 {:>7.1?}  (n={samples})",
+            at(list, 50),
+            at(list, 99)
+        );
+    }
+    println!(
+        "create to running, ratio        P50 {:>7.2}",
+        at(&ours, 50).as_secs_f64() / at(&raw, 50).as_secs_f64()
+    );
+    Ok(())
+}
+
+/// The sample at a percentile of a sorted list.
+fn at(sorted: &[Duration], percentile: usize) -> Duration {
+    sorted[(sorted.len() * percentile).div_ceil(100).clamp(1, sorted.len()) - 1]
+}
+
+/// From the create call to the watch event that shows the domain running.
+async fn create_to_running(client: &Client, name: &str) -> Result<(Duration, Instance)> {
+    let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
+    let running = |i: &Instance| {
+        i.status
+            .as_ref()
+            .is_some_and(|s| s.power_state == Some(PowerState::Running))
+    };
+    let started = Instant::now();
+    let created = api.create(&PostParams::default(), &instance(name)).await?;
+    let seen = watch_until(&api, &created, running).await?;
+    Ok((started.elapsed(), seen))
+}
+
+fn instance(name: &str) -> Instance {
+    let spec = InstanceSpec {
+        image: Some(IMAGE.to_owned()),
+        cpus: Some(1),
+        memory_mib: Some(192),
+        disk_mib: Some(1024),
+        shutdown_grace_seconds: 0,
+        ..InstanceSpec::default()
+    };
+    Instance::new(name, spec)
+}
+
+async fn watch_until(
+    api: &Api<Instance>,
+    from: &Instance,
+    met: impl Fn(&Instance) -> bool,
+) -> Result<Instance> {
+    let version = from
+        .resource_version()
+        .context("the API server returned no resourceVersion")?;
+    let params = WatchParams::default().fields(&format!("metadata.name={}", from.name_any()));
+    let wait = async {
+        let mut events = api.watch(&params, &version).await?.boxed();
+        while let Some(event) = events.try_next().await? {
+            if let WatchEvent::Modified(instance) = event
+                && met(&instance)
+            {
+                return Ok(instance);
+            }
+        }
+        bail!("the watch of {} ended", from.name_any())
+    };
+    match tokio::time::timeout(PATIENCE, wait).await {
+        Ok(result) => result,
+        Err(_) => bail!(
+            "{} did not get there in {PATIENCE:?}: kubectl describe vsi {0}",
+            from.name_any()
+        ),
+    }
+}
+
+async fn delete(client: &Client, instance: &Instance) -> Result<()> {
+    let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
+    api.delete(&instance.name_any(), &DeleteParams::default()).await?;
+    let started = Instant::now();
+    while api.get_opt(&instance.name_any()).await?.is_some() {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "{} was not removed in {PATIENCE:?}",
+            instance.name_any()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
+
+fn domain_of(libvirt: &Connect, instance: &Instance) -> Result<Domain> {
+    let domain = instance
+        .status
+        .as_ref()
+        .and_then(|s| s.domain.as_ref())
+        .context("the status names no domain")?;
+    Ok(libvirt.lookup_domain_by_uuid_string(&domain.uuid)?)
+}
+
+/// The same domain by hand: overlay and seed, then define and start. The clock runs for these four alone.
+fn raw_create(libvirt: &Connect, xml: &str, image: &Path) -> Result<Duration> {
+    let folder = tempfile::Builder::new()
+        .prefix("virtshell-bench-")
+        .tempdir_in("/var/tmp")?;
+    // QEMU runs as its own user and must get in.
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+    let (root, seed) = (folder.path().join("root.qcow2"), folder.path().join("seed.iso"));
+    let xml = raw_xml(xml, &root, &seed);
+    std::fs::write(
+        folder.path().join("meta-data"),
+        "instance-id: raw\nlocal-hostname: raw\n",
+    )?;
+    std::fs::write(folder.path().join("user-data"), "#cloud-config\n{}\n")?;
+
+    let started = Instant::now();
+    run(Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .arg(&image)
+        .arg(&root)
+        .arg("1G"))?;
+    run(Command::new("genisoimage")
+        .args(["-quiet", "-V", "cidata", "-J", "-r", "-o"])
+        .arg(&seed)
+        .args([folder.path().join("meta-data"), folder.path().join("user-data")]))?;
+    let domain = libvirt
+        .define_domain_xml(&xml)
+        .with_context(|| format!("raw domain refused: {xml}"))?;
+    let outcome = domain.create();
+    let took = started.elapsed();
+
+    let _ = domain.destroy();
+    domain.undefine()?;
+    outcome?;
+    Ok(took)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The image below the root overlay of a domain that VirtShell made.
+fn backing_image(xml: &str) -> Result<PathBuf> {
+    let overlay = disk_files(xml)
+        .into_iter()
+        .next()
+        .context("the domain has no disk")?;
+    // -U: the guest that runs on it holds its lock.
+    let output = Command::new("qemu-img")
+        .args(["info", "-U", "--output=json", &overlay])
+        .output()?;
+    let info: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let image = info["full-backing-filename"]
+        .as_str()
+        .with_context(|| format!("{overlay} has no backing image"))?;
+    Ok(image.into())
+}
+
+/// Values of `<source file='...'/>`, in document order.
+fn disk_files(xml: &str) -> Vec<String> {
+    xml.split("<source file='")
+        .skip(1)
+        .filter_map(|rest| rest.split('\'').next().map(str::to_owned))
+        .collect()
+}
+
+/// The same domain under another name and identity, on other files, without our mark.
+fn raw_xml(xml: &str, root: &Path, seed: &Path) -> String {
+    let mut out = xml.to_owned();
+    for (file, own) in disk_files(xml).iter().zip([root, seed]) {
+        out = out.replace(file, &own.display().to_string());
+    }
+    for (open, close, value) in [
+        ("<name>", "</name>", "virtshell-bench-raw"),
+        ("<uuid>", "</uuid>", "00000000-0000-4000-8000-00000000be9c"),
+    ] {
+        if let Some((before, rest)) = out.split_once(open)
+            && let Some((_, after)) = rest.split_once(close)
+        {
+            out = format!("{before}{open}{value}{close}{after}");
+        }
+    }
+    if let Some((before, rest)) = out.split_once("<metadata>")
+        && let Some((_, after)) = rest.split_once("</metadata>")
+    {
+        out = format!("{before}{after}");
+    }
+    out
+}
+
+/// Writes to an Instance from create to Ready, and while nothing happens, by the API server's own counter.
+async fn writes(client: &Client) -> Result<()> {
+    let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
+    let ready = |i: &Instance| {
+        i.status
+            .as_ref()
+            .is_some_and(|s| condition::is_true(&s.conditions, condition::READY))
+    };
+    let before = instance_writes(client).await?;
+    let created = api
+        .create(&PostParams::default(), &instance("bench-writes"))
+        .await?;
+    let seen = watch_until(&api, &created, ready).await?;
+    let after = instance_writes(client).await?;
+    println!(
+        "writes from create to Ready, the create left out: {}",
+        after - before - 1
+    );
+
+    let settled = |i: &Instance| {
+        i.status
+            .as_ref()
+            .is_some_and(|s| condition::is_true(&s.conditions, condition::AGENT_CONNECTED))
+    };
+    if !settled(&seen) {
+        watch_until(&api, &seen, settled).await?;
+    }
+    let before = instance_writes(client).await?;
+    tokio::time::sleep(STILL).await;
+    println!(
+        "writes in {STILL:?} of standing still: {}",
+        instance_writes(client).await? - before
+    );
+    delete(client, &seen).await
+}
+
+/// Sum of the API server's request counter over all writing verbs on Instances and their status.
+async fn instance_writes(client: &Client) -> Result<u64> {
+    let request = kube::core::Request::new("").get("metrics", &kube::api::GetParams::default());
+    let mut request = request?;
+    *request.uri_mut() = "/metrics".parse()?;
+    let text = client.request_text(request).await?;
+    Ok(text.lines().filter(|line| counts(line)).filter_map(value).sum())
+}
+
+fn counts(line: &str) -> bool {
+    line.starts_with("apiserver_request_total{")
+        && line.contains("group=\"virtshell.io\"")
+        && line.contains("resource=\"instances\"")
+        && ["POST", "PUT", "PATCH", "APPLY", "DELETE"]
+            .iter()
+            .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
+}
+
+fn value(line: &str) -> Option<u64> {
+    // Counters print as floats.
+    line.rsplit_once(' ')?.1.parse::<f64>().ok().map(|v| v as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_samples() {
+        let list: Vec<_> = (1..=50).map(Duration::from_millis).collect();
+        assert_eq!(
+            (at(&list, 50), at(&list, 99)),
+            (Duration::from_millis(25), Duration::from_millis(50))
+        );
+        assert_eq!(at(&list[..1], 50), Duration::from_millis(1));
+    }
+
+    #[test]
+    fn the_raw_domain_is_the_same_but_for_identity_files_and_mark() {
+        let xml = "<domain><name>a</name><uuid>u</uuid><metadata><m/></metadata><disk><source file='/d/1'/></disk>\
+                   <disk><source file='/d/2'/></disk></domain>";
+        assert_eq!(
+            raw_xml(xml, Path::new("/r"), Path::new("/s")),
+            "<domain><name>virtshell-bench-raw</name><uuid>00000000-0000-4000-8000-00000000be9c</uuid>\
+             <disk><source file='/r'/></disk><disk><source file='/s'/></disk></domain>"
+        );
+    }
+
+    #[test]
+    fn only_writes_to_instances_count() {
+        for (line, expected) in [
+            (
+                "apiserver_request_total{code=\"200\",group=\"virtshell.io\",resource=\"instances\",verb=\"APPLY\"} 3",
+                Some(3),
+            ),
+            (
+                "apiserver_request_total{code=\"200\",group=\"virtshell.io\",resource=\"instances\",verb=\"WATCH\"} 3",
+                None,
+            ),
+            (
+                "apiserver_request_total{code=\"200\",group=\"virtshell.io\",resource=\"hosts\",verb=\"APPLY\"} 3",
+                None,
+            ),
+        ] {
+            assert_eq!(Some(line).filter(|l| counts(l)).and_then(value), expected);
+        }
+    }
+}
