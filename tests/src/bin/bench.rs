@@ -20,9 +20,9 @@ use virtshell_crds::{Instance, InstanceSpec, PowerState, condition};
 const NAMESPACE: &str = "virtshell";
 const IMAGE: &str = "debian-guest";
 /// Longest wait for one step; a sample that takes longer is a failure, not a number.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How long standing still is watched.
-const STILL: Duration = Duration::from_secs(60);
+const STILL: Duration = Duration::from_mins(1);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -177,7 +177,7 @@ fn raw_create(libvirt: &Connect, xml: &str, image: &Path) -> Result<Duration> {
     let started = Instant::now();
     run(Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-        .arg(&image)
+        .arg(image)
         .arg(&root)
         .arg("1G"))?;
     run(Command::new("genisoimage")
@@ -199,7 +199,7 @@ fn raw_create(libvirt: &Connect, xml: &str, image: &Path) -> Result<Duration> {
 fn run(command: &mut Command) -> Result<()> {
     let output = command
         .output()
-        .with_context(|| format!("cannot run {:?}", command.get_program()))?;
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
     ensure!(
         output.status.success(),
         "{command:?}: {}",
