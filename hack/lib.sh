@@ -10,6 +10,8 @@ STATE_DIR=$(realpath -m "${VIRTSHELL_STATE_DIR:-$REPO/.virtshell}")
 # What takes long to build and does not depend on the state: the control plane's programs, guest images.
 # shellcheck disable=SC2034
 CACHE_DIR=$(realpath -m "${VIRTSHELL_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/virtshell}")
+# Where rustup puts cargo; a shell that has not been started anew since may not know.
+PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 
 # --- Words ------------------------------------------------------------------------------------------------------------------------
 
@@ -99,7 +101,7 @@ with_lock() (
 start_process() {
     local dir=$1 name=$2 fingerprint pid
     shift 2
-    fingerprint=$(fingerprint "$@")
+    fingerprint=$(fingerprint "$dir" "$@")
     mkdir -p "$dir/run" "$dir/logs"
     if is_running "$dir" "$name"; then
         [[ $(cut -d ' ' -f 4 "$dir/run/$name") != "$fingerprint" ]] || return 0
@@ -116,9 +118,17 @@ start_process() {
     wait_until 5 test -e "$dir/run/$name" || die "$name could not be started" "see $dir/logs/$name.log"
 }
 
-# fingerprint COMMAND...: changes when the program file or an argument does.
+# fingerprint DIR COMMAND...: changes when the program file, an argument, or a kubeconfig that one names does.
 fingerprint() {
-    { stat -L -c '%i %s %Y' "$(command -v "$1")" && printf '%s\0' "$@"; } | sha256sum | cut -c 1-16
+    local dir=$1 argument
+    shift
+    {
+        stat -L -c '%i %s %Y' "$(command -v "$1")"
+        printf '%s\0' "$@"
+        for argument in "$@"; do
+            [[ $argument != *.kubeconfig ]] || (cd "$dir" && cat "${argument#*=}")
+        done
+    } | sha256sum | cut -c 1-16
 }
 
 # stop_process DIR NAME: asks it to end and kills it when it has not after 15 s. Succeeds also when nothing ran.
@@ -158,10 +168,11 @@ boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
 # --- Ports ------------------------------------------------------------------------------------------------------------------------
 
-# choose_port DIR NAME VALUE VARIABLE: prints the port that a server of DIR shall listen on: VALUE, or, for 0 or "auto", a free one,
-# the same one each time for the same DIR. Dies when something else listens on VALUE; VARIABLE is what the user can set.
+# choose_port DIR NAME VALUE VARIABLE [WHICH]: prints the port that process NAME of DIR shall listen on: VALUE, or, for 0 or "auto", a
+# free one, the same one each time for the same DIR. Dies when something else listens on VALUE; VARIABLE is what the user can set,
+# WHICH tells the ports of a process with several apart.
 choose_port() {
-    local dir=$1 name=$2 value=$3 variable=$4 file=$1/run/$2.port
+    local dir=$1 name=$2 value=$3 variable=$4 file=$1/run/$2${5:+-$5}.port
     mkdir -p "$dir/run"
     if [[ $value == auto || $value == 0 ]]; then
         if [[ -s $file ]] && { is_running "$dir" "$name" || port_is_free "$(<"$file")"; }; then
