@@ -1,0 +1,34 @@
+# VirtShell's commands; each one is a script in hack/ that says what it does, and works alone too.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help up down clean clean-cache build test check generate bench
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+up: ## VirtShell on this machine, ending with two running guests (root)
+	@hack/up.sh
+
+down: ## stop what `make up` started; guests run on
+	@hack/down.sh
+
+clean: ## remove everything `make up` made: guests, data, state
+	@hack/clean.sh
+
+clean-cache: ## remove the built control plane and guest images from ~/.cache/virtshell
+	@hack/clean.sh --cache
+
+build: ## release binaries in target/release
+	@cargo build --release --locked
+
+test: ## install what is missing, check, and run every level of tests (root)
+	@hack/test.sh
+
+check: ## format, lints, documentation
+	@hack/check.sh
+
+generate: ## write manifests/crds from the types in crds/
+	@cargo run --quiet --locked -p virtshell-crds --bin crdgen
+
+bench: ## measure this machine; prints ratios
+	@hack/bench.sh
