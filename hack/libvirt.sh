@@ -131,11 +131,26 @@ start_network() {
         virsh_ net-define "$NETWORK_XML" >&2
     }
     virsh_ net-autostart "$NETWORK" >/dev/null
-    network_active && return 0
-    step "network $NETWORK"
-    # libvirtd starts autostart networks on its own after it first answers: "already active" is success.
-    output=$(virsh_ net-start "$NETWORK" 2>&1) || network_active || network_refused "$output"
-    touch "$records/network.$NETWORK"
+    if ! network_active; then
+        step "network $NETWORK"
+        # libvirtd starts autostart networks on its own when it comes up: "already active" is success.
+        output=$(virsh_ net-start "$NETWORK" 2>&1) || network_active || network_refused "$output"
+        touch "$records/network.$NETWORK"
+    fi
+    stop_spanning_tree
+}
+
+# With STP a new port forwards nothing for 4 s (the kernel's least forward delay, twice; libvirt's
+# delay='0' cannot lower it), and so long a guest gets no address. No loop can go through this
+# bridge: only guests are on it. Left alone when someone else activated the network.
+stop_spanning_tree() {
+    local bridge stp
+    [ -e "$records/network.$NETWORK" ] || return 0
+    bridge=$(virsh_ net-info "$NETWORK" | awk '$1 == "Bridge:" {print $2}')
+    stp=/sys/class/net/$bridge/bridge/stp_state
+    [ "$(cat "$stp" 2>/dev/null)" = 1 ] || return 0
+    step "network $NETWORK: spanning tree off"
+    echo 0 >"$stp"
 }
 
 network_refused() {
