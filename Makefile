@@ -30,5 +30,5 @@ check: ## format, lints, documentation
 generate: ## write manifests/crds from the types in crds/
 	@cargo run --quiet --locked -p virtshell-crds --bin crdgen
 
-bench: ## measure this machine; prints ratios
-	@hack/bench.sh
+bench: up ## measure VirtShell on this machine beside raw libvirt (root)
+	@. $${VIRTSHELL_STATE_DIR:-.virtshell}/env && cargo run --quiet --release --locked -p virtshell-tests --bin bench

@@ -132,6 +132,7 @@ start() {
     programs=$(programs)
     umask 077
     mkdir -p "$1"
+    chmod 700 "$1"
     with_lock "$1/.lock" start_locked "$1" "$programs"
 }
 
@@ -141,7 +142,7 @@ start_locked() {
     start_etcd "$dir" "$programs"
     # Whoever takes an automatic port between our look and the server's bind costs one more attempt.
     for attempt in 1 2 3 4 5; do
-        port=$(choose_port "$dir" kube-apiserver "${VIRTSHELL_APISERVER_PORT:-6443}" VIRTSHELL_APISERVER_PORT)
+        port=$(choose_port "$dir" kube-apiserver VIRTSHELL_APISERVER_PORT 6443)
         start_apiserver "$dir" "$programs" "$port"
         wait_until 60 apiserver_is_settled "$dir" "$port" || true
         if apiserver_is_ready "$dir" "$port"; then
@@ -286,12 +287,12 @@ stop() {
     [[ ! -d $1 ]] || with_lock "$1/.lock" stop_all "$1"
 }
 
-# stop_all DIR: clients before servers, so that none complains that its server is gone.
+# stop_all DIR: clients before servers, so that none complains that its server is gone. The API server would wait for every watch of
+# others to end; it keeps nothing that a kill could lose.
 stop_all() {
-    local name
-    for name in kube-controller-manager kube-apiserver etcd; do
-        stop_process "$1" "$name"
-    done
+    stop_process "$1" kube-controller-manager
+    stop_process "$1" kube-apiserver 2
+    stop_process "$1" etcd
 }
 
 status() {

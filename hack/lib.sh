@@ -131,12 +131,12 @@ fingerprint() {
     } | sha256sum | cut -c 1-16
 }
 
-# stop_process DIR NAME: asks it to end and kills it when it has not after 15 s. Succeeds also when nothing ran.
+# stop_process DIR NAME [SECONDS]: asks it to end and kills it when it has not after 15 s. Succeeds also when nothing ran.
 stop_process() {
     local pid
     if pid=$(process_id "$1" "$2"); then
         kill -TERM "$pid" 2>/dev/null || true
-        wait_until 15 is_stopped "$1" "$2" || kill -KILL "$pid" 2>/dev/null || true
+        wait_until "${3:-15}" is_stopped "$1" "$2" || kill -KILL "$pid" 2>/dev/null || true
         wait_until 5 is_stopped "$1" "$2" || die "$2 (pid $pid) does not end" "look at it with: ps -fp $pid"
     fi
     rm -f "$1/run/$2"
@@ -168,21 +168,24 @@ boot_id() { cat /proc/sys/kernel/random/boot_id; }
 
 # --- Ports ------------------------------------------------------------------------------------------------------------------------
 
-# choose_port DIR NAME VALUE VARIABLE [WHICH]: prints the port that process NAME of DIR shall listen on: VALUE, or, for 0 or "auto", a
-# free one, the same one each time for the same DIR. Dies when something else listens on VALUE; VARIABLE is what the user can set,
-# WHICH tells the ports of a process with several apart.
+# choose_port DIR NAME VARIABLE DEFAULT [WHICH]: prints the port that process NAME of DIR shall listen on: what the environment's
+# VARIABLE says, else what it was last time, else DEFAULT. "auto" or 0 stands for a free one, the same one each time. Dies when
+# something else listens there. WHICH tells the ports of a process with several apart.
 choose_port() {
-    local dir=$1 name=$2 value=$3 variable=$4 file=$1/run/$2${5:+-$5}.port
+    local dir=$1 name=$2 variable=$3 value=${!3:-} file=$1/run/$2${5:+-$5}.port last=''
     mkdir -p "$dir/run"
+    [[ ! -s $file ]] || last=$(<"$file")
     if [[ $value == auto || $value == 0 ]]; then
-        if [[ -s $file ]] && { is_running "$dir" "$name" || port_is_free "$(<"$file")"; }; then
-            value=$(<"$file")
+        if [[ -n $last ]] && { is_running "$dir" "$name" || port_is_free "$last"; }; then
+            value=$last
         else
             value=$(free_port)
         fi
-    elif [[ ! $value =~ ^[0-9]{1,5}$ ]] || ((value > 65535)); then
+    fi
+    value=${value:-${last:-$4}}
+    if [[ ! $value =~ ^[0-9]{1,5}$ ]] || ((value > 65535)); then
         die "$variable=$value is not a port" "set it to a number up to 65535, or to auto"
-    elif ! { [[ -s $file && $(<"$file") == "$value" ]] && is_running "$dir" "$name"; } && ! port_is_free "$value"; then
+    elif ! port_is_free "$value" && ! { [[ $value == "$last" ]] && is_running "$dir" "$name"; }; then
         die "port $value is taken by $(port_owner "$value")" "end that process, or set $variable to another port (auto: a free one)"
     fi
     echo "$value" >"$file"

@@ -24,10 +24,12 @@ BINARIES=${CARGO_TARGET_DIR:-$REPO/target}/release
 
 # choose_ports: sets the port of each role, and dies when something else has it.
 choose_ports() {
-    GATEWAY_PORT=$(choose_port "$STATE_DIR" gateway "${VIRTSHELL_GATEWAY_PORT:-8080}" VIRTSHELL_GATEWAY_PORT)
-    ROOT_PORT=$(choose_port "$STATE_DIR" gateway "${VIRTSHELL_ROOT_PORT:-8081}" VIRTSHELL_ROOT_PORT root)
-    CONTROLLER_PORT=$(choose_port "$STATE_DIR" controller "${VIRTSHELL_CONTROLLER_PORT:-10351}" VIRTSHELL_CONTROLLER_PORT)
-    NODE_PORT=$(choose_port "$STATE_DIR" node "${VIRTSHELL_NODE_PORT:-10352}" VIRTSHELL_NODE_PORT)
+    GATEWAY_PORT=$(choose_port "$STATE_DIR" gateway VIRTSHELL_GATEWAY_PORT 8080)
+    ROOT_PORT=$(choose_port "$STATE_DIR" gateway VIRTSHELL_ROOT_PORT 8081 root)
+    CONTROLLER_PORT=$(choose_port "$STATE_DIR" controller VIRTSHELL_CONTROLLER_PORT 10351)
+    NODE_PORT=$(choose_port "$STATE_DIR" node VIRTSHELL_NODE_PORT 10352)
+    # Here too, so that a port that is taken is known before anything is built.
+    ! uses_own_cluster || choose_port "$CONTROL_PLANE" kube-apiserver VIRTSHELL_APISERVER_PORT 6443 >/dev/null
 }
 
 # role_command ROLE: sets COMMAND to the program and arguments of a role, and LISTEN to its address of /readyz and /metrics. Each role
@@ -54,11 +56,11 @@ role_command() {
 }
 
 # role_account ROLE: the service account whose identity a role has, and for how long its token is asked. The node's is only the first
-# one: it renews it itself. The others get new ones from every `make up`.
+# one: it renews it itself. The others get new ones from `make up`.
 role_account() {
     case $1 in
         controller) echo virtshell-controller 8760h ;;
-        node) echo "virtshell-host-$HOST_NAME" 24h ;;
+        node) echo "virtshell-host-$HOST_NAME" 168h ;;
         gateway) echo virtshell-gateway 8760h ;;
     esac
 }

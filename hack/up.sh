@@ -33,8 +33,9 @@ bring_up() {
     "$REPO/hack/libvirt.sh" start
     make_data_dir
     images
-    step "Applying manifests" manifests
+    step "Applying definitions, accounts and roles" definitions
     step "Giving each role its identity" identities
+    step "Applying admission policies" apply -k "$REPO/manifests/local"
     step "Starting controller, node agent and gateway" roles
     write_env
     step "What the guests need: an environment, images, a user" objects
@@ -59,9 +60,10 @@ check_cluster() {
         die "$STATE_DIR belongs to $known, not to $(cluster_name)" "set KUBECONFIG as before, or make clean, or set VIRTSHELL_STATE_DIR for a second system"
     fi
     uses_own_cluster && return
+    [[ $KUBECONFIG == *:* || -r $KUBECONFIG ]] || die "KUBECONFIG=$KUBECONFIG cannot be read" "correct KUBECONFIG, or unset it: VirtShell then runs a control plane of its own"
     use_cluster
     answer=$(timeout 5 kubectl --request-timeout=5s get --raw /version 2>&1) ||
-        die "the cluster of KUBECONFIG=$KUBECONFIG does not answer within 5 s: ${answer##*$'\n'}" "correct KUBECONFIG, or unset it: VirtShell then runs a control plane of its own"
+        die "the cluster of KUBECONFIG=$KUBECONFIG does not answer within 5 s${answer:+: ${answer##*$'\n'}}" "correct KUBECONFIG, or unset it: VirtShell then runs a control plane of its own"
     version=$(jq -r .gitVersion <<<"$answer")
     ! older_than "$version" v1.32.0 || die "the cluster of KUBECONFIG=$KUBECONFIG runs Kubernetes $version" "use 1.32 or newer (selectable fields of custom resources)"
     kubectl_ auth can-i create customresourcedefinitions >/dev/null 2>&1 ||
@@ -100,14 +102,17 @@ images() {
     GUEST_ROOT=$("$REPO/hack/lxc-root.sh")
 }
 
-manifests() {
-    # In a cluster of others, definitions that were there before us stay when we go.
+# definitions: before the policies, for the API server takes up to 30 s to find a new definition that one of them names, and refuses
+# what that policy is about until then: tokens.
+definitions() {
     local present
+    # In a cluster of others, definitions that were there before us stay when we go.
     present=$(kubectl_ get crd instances.virtshell.io --ignore-not-found -o name)
     [[ -n $present ]] || remember made-definitions yes
     apply -k "$REPO/manifests/crds"
     kubectl wait --for=condition=Established --timeout=20s -f "$REPO/manifests/crds/instances.yaml" >/dev/null
-    apply -k "$REPO/manifests/local"
+    apply -k "$REPO/manifests/namespaces"
+    apply -k "$REPO/manifests/rbac"
 }
 
 # apply ARGUMENT...: server-side, so that nobody else's fields are touched. Quiet unless it fails.
@@ -132,10 +137,22 @@ subjects: [{kind: ServiceAccount, name: virtshell-host-$HOST_NAME, namespace: $S
 YAML
     for role in "${ROLES[@]}"; do
         read -r account duration < <(role_account "$role")
-        kubectl_ -n "$SYSTEM_NAMESPACE" create token "$account" --duration="$duration" | write_private "$STATE_DIR/$role.token"
         role_kubeconfig "$account" "$STATE_DIR/$role.token" | write_private "$STATE_DIR/$role.kubeconfig"
+        ! token_serves "$role" || continue
+        wait_until 40 create_token "$account" "$duration" "$STATE_DIR/$role.token" || die "the service account $account gets no token: $(cat "$STATE_DIR/$role.token.error")" "see the cluster's message; make up tries again"
+        rm "$STATE_DIR/$role.token.error"
     done
 }
+
+# token_serves ROLE: whether the one it has is accepted, and has more than half of its life before it.
+token_serves() {
+    [[ -s $STATE_DIR/$1.token ]] &&
+        jq -eR 'split(".")[1] | gsub("-"; "+") | gsub("_"; "/") | @base64d | fromjson | .exp - now > now - .iat' "$STATE_DIR/$1.token" &&
+        kubectl_ --kubeconfig "$STATE_DIR/$1.kubeconfig" auth whoami
+} >/dev/null 2>&1
+
+# create_token ACCOUNT DURATION FILE: fails for up to 30 s after a start of the API server, see definitions.
+create_token() { kubectl_ -n "$SYSTEM_NAMESPACE" create token "$1" --duration="$2" 2>"$3.error" | write_private "$3"; }
 
 # role_kubeconfig ACCOUNT TOKEN-FILE: prints a kubeconfig for the cluster that kubectl means (JSON, which YAML contains).
 role_kubeconfig() {
