@@ -69,11 +69,15 @@ spawn() (
         "$@" </dev/null >/dev/null 2>>"$records/spawn.log"
 )
 
+# What a daemon said: on its way up to us, later to its own log.
 log_tail() {
     local file
     for file in "$records/spawn.log" "/var/log/libvirt/$1.log"; do
-        [ -s "$file" ] && { echo "--- $file"; tail -n 15 "$file"; }
-    done >&2 || true
+        [ -s "$file" ] || continue
+        printf -- '--- %s\n' "$file" >&2
+        tail -n 15 "$file" >&2
+        return 0
+    done
 }
 
 # --- start ---------------------------------------------------------------------------------
