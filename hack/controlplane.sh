@@ -61,8 +61,8 @@ missing_in() {
     for program in "${PROGRAMS[@]}"; do
         [[ -x $1/$program ]] || { echo "it has no $program" && return; }
     done
-    version=$("$1/kube-apiserver" --version | cut -d ' ' -f 2)
-    ! older_than "$version" "$OLDEST_KUBERNETES" || echo "its Kubernetes $version is older than $OLDEST_KUBERNETES"
+    version=$("$1/kube-apiserver" --version | cut -d ' ' -f 2) || true
+    ! older_than "$version" "$OLDEST_KUBERNETES" || echo "its Kubernetes ($version) is older than $OLDEST_KUBERNETES"
 }
 
 # build: makes the programs from the module when the cache does not have them, and prints their directory.
@@ -95,8 +95,10 @@ build_into() {
     started=$(now_ms)
     # Static, so that the program does not depend on whether a C compiler was there.
     (cd "$MODULE" && GOTOOLCHAIN=local GOWORK=off GOFLAGS=-buildvcs=false CGO_ENABLED=0 \
-        "$go" build -trimpath -ldflags "$flags" -o "$partial/controlplane" . >&2) ||
+        "$go" build -trimpath -ldflags "$flags" -o "$partial/controlplane" . >&2) || {
+        rm -rf "$partial"
         die "the control plane could not be built" "see the message above; it needs the Go module proxy ($("$go" env GOPROXY)), 4 GB of memory and 5 GB of disk, or KUBEBUILDER_ASSETS=<directory with ${PROGRAMS[*]}>"
+    }
     say "    $(seconds_since "$started") s"
     for program in "${PROGRAMS[@]}"; do
         ln -s controlplane "$partial/$program"

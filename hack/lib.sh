@@ -4,6 +4,9 @@
 # To be sourced, by scripts that run under `set -euo pipefail`. Everything said here goes to stderr, so that a script's stdout is
 # its answer.
 
+# A failure inside $(...) counts too.
+shopt -s inherit_errexit
+
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck disable=SC2034 # for the scripts that source this
 STATE_DIR=$(realpath -m "${VIRTSHELL_STATE_DIR:-$REPO/.virtshell}")
@@ -62,14 +65,17 @@ need_space() {
 
 # apt_install PACKAGE...: installs Debian packages.
 apt_install() {
-    local -a apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=300)
     is_root || die "these packages are missing and only root can install them: $*" "run it as root once, or: sudo apt-get install $*"
     have apt-get || die "this is not a Debian machine (no apt-get), and these packages are missing: $*" "use Debian 12 or newer, or install their like by hand"
-    # An index that some third-party source does not deliver may still be good enough, so the installation decides.
-    "${apt[@]}" update >/dev/null || say "apt-get update had errors (above); trying the installation with what is there"
-    "${apt[@]}" install -y --no-install-recommends "$@" >/dev/null ||
+    apt_update
+    apt_get install -y --no-install-recommends "$@" >/dev/null ||
         die "these packages could not be installed: $*" "see apt's message above; it needs the way to a Debian mirror (http_proxy is honoured), and no other apt or dpkg running"
 }
+
+# apt_update: an index that some third-party source does not deliver may still be good enough, so what needs it decides.
+apt_update() { apt_get update >/dev/null || say "apt-get update had errors (above); going on with the package lists that are there"; }
+
+apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=300 "$@"; }
 
 # wait_until SECONDS COMMAND...: polls until the command succeeds; fails when the time is over.
 wait_until() {

@@ -24,6 +24,8 @@ main() {
         die "guests are built for x86-64, and this machine is $(dpkg --print-architecture)" "use an x86-64 machine"
     mapfile -t missing < <(not_installed "${wanted[@]}")
     [[ ${#missing[@]} -eq 0 ]] || step "Installing Debian packages: ${missing[*]}" install "${missing[@]}"
+    # The guest image is made from packages that are never installed here.
+    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || ! is_root || step "Fetching Debian's package lists" apt_update
     rust
 }
 

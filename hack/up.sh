@@ -28,7 +28,7 @@ bring_up() {
     check_cluster
     remember data-dir "$DATA_DIR"
     remember host-name "$HOST_NAME"
-    step "Building VirtShell" build
+    step "Building VirtShell (some minutes the first time)" build
     cluster
     "$REPO/hack/libvirt.sh" start
     make_data_dir
@@ -87,6 +87,8 @@ cluster() {
     fi
     remember cluster "$(cluster_name)"
     use_cluster
+    # Ours alone may have a namespace of our choice.
+    ! uses_own_cluster || kubectl config set-context --current --namespace="$NAMESPACE" >/dev/null
 }
 
 # make_data_dir: with a mark when it is new, so that clean.sh may remove it.
