@@ -162,6 +162,7 @@ make_initramfs() {
 le32() { printf '\\x%02x\\x%02x\\x%02x\\x%02x' $(($1 & 255)) $(($1 >> 8 & 255)) $(($1 >> 16 & 255)) $(($1 >> 24 & 255)); }
 
 # One entry of an MBR: flag, type, first and number of MiB. Addressed by LBA, so CHS is all ones.
+# shellcheck disable=SC2059 # the bytes are escapes in the format
 partition() { printf "\\x$1\\xfe\\xff\\xff\\x$2\\xfe\\xff\\xff$(le32 $(($3 * 2048)))$(le32 $(($4 * 2048)))"; }
 
 make_disk() {
