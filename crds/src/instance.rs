@@ -162,9 +162,9 @@ pub struct InstanceSpec {
     /// How many to launch; above 1 this object is a launch parent. Default: the provisioner's, else 1. Fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launch: Option<Launch>,
-    /// Variables for the provisioner's executor.
+    /// Variables for the provisioner's executor: at most 256, values of at most 4096 characters.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(extend("maxProperties" = 256, "additionalProperties" = {"type": "string", "maxLength": 4096}))]
     pub vars: BTreeMap<String, String>,
     /// URL of a stored YAML file of `key: value` lines, instead of vars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -334,7 +334,11 @@ pub struct CloneFrom {
 /// A disk beside the root disk.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, KubeSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = rules::field_rule("has(self.sizeMiB) || has(self.image)", "disks", "a disk needs sizeMiB or image"))]
+#[x_kube(
+    validation = rules::field_rule("has(self.sizeMiB) || has(self.image)", "disks", "a disk needs sizeMiB or image"),
+    validation = rules::field_rule("!has(self.sizeMiB) || !has(oldSelf.sizeMiB) || self.sizeMiB >= oldSelf.sizeMiB", "disks", "sizeMiB may only grow"),
+    validation = rules::field_rule("has(self.image) == has(oldSelf.image) && (!has(self.image) || self.image == oldSelf.image)", "disks", "image cannot change once set; remove the disk and add one of another name"),
+)]
 pub struct Disk {
     /// Name of the disk; "root" is taken by the root disk.
     #[schemars(
@@ -347,7 +351,7 @@ pub struct Disk {
     #[serde(default, rename = "sizeMiB", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 67_108_864))]
     pub size_mib: Option<i64>,
-    /// The Image whose content it starts with; default: empty.
+    /// The Image whose content it starts with; default: empty. Fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub image: Option<String>,

@@ -1,1 +1,39 @@
 //! The harness of VirtShell's suites: a real control plane, libvirt, and the programs under test.
+//!
+//! - [`control_plane`]: etcd, kube-apiserver and controller manager with VirtShell's manifests, shared by the tests of a binary.
+//! - [`identity`]: clients that are a service account, so that RBAC and the admission policies apply, and a node agent
+//!   played by the test.
+//! - [`program`]: the programs under test, with their logs.
+//! - [`system`]: everything, as `hack/up.sh` brings it up.
+//! - [`console`]: the commands that the documents show.
+//! - [`wait`]: waiting for a state, never for a time.
+//!
+//! What a test starts is gone when the test process is, however it ends: see [`watchdog`].
+
+pub mod console;
+pub mod control_plane;
+pub mod identity;
+pub mod kubectl;
+pub mod leftovers;
+pub mod level;
+pub mod ports;
+pub mod program;
+pub mod schema;
+pub mod system;
+pub mod wait;
+pub mod watchdog;
+
+pub use control_plane::ControlPlane;
+pub use kubectl::Kubectl;
+pub use wait::wait_for;
+
+use std::path::{Path, PathBuf};
+
+/// The root of the source tree.
+#[must_use]
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the crate is one level below the root")
+        .to_owned()
+}
