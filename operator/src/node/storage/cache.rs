@@ -352,7 +352,7 @@ impl Cache {
             ImageFormat::Qcow2 => {
                 let header = Qcow2Header::parse(&head)
                     .ok_or_else(|| refused("its qcow2 header is damaged".to_owned()))?;
-                if let Some(why) = header.refusal() {
+                if let Some(why) = header.refusal(fetched.size) {
                     return Err(refused(why.to_owned()));
                 }
                 qemu_img_info(name, fetched.file.path())

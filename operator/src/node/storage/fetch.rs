@@ -316,7 +316,10 @@ impl Download<'_> {
         let mut interrupted = None;
         while interrupted.is_none() {
             match stream.next().await {
-                Some(Ok(bytes)) => block.extend_from_slice(&bytes),
+                Some(Ok(bytes)) => {
+                    block.extend_from_slice(&bytes);
+                    self.meter.set_bytes(self.written() + block.len() as u64);
+                }
                 Some(Err(error)) => interrupted = Some(describe(&error)),
                 None => break,
             }
@@ -354,7 +357,10 @@ impl Download<'_> {
     }
 
     async fn restart(&mut self) -> Result<(), StorageError> {
-        let Some(mut sink) = self.sink.take().filter(|sink| sink.written > 0) else {
+        if self.written() == 0 {
+            return Ok(());
+        }
+        let Some(mut sink) = self.sink.take() else {
             return Ok(());
         };
         self.sink = Some(

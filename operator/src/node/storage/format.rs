@@ -113,6 +113,8 @@ pub(super) struct Qcow2Header {
     has_backing: bool,
     has_data_file: bool,
     encrypted: bool,
+    /// First byte behind the tables that every image needs.
+    tables_end: u64,
 }
 
 /// Bytes of a header that are read.
@@ -139,14 +141,19 @@ impl Qcow2Header {
             has_backing: u64_at(8)? != 0,
             has_data_file: incompatible & EXTERNAL_DATA != 0,
             encrypted: u32_at(32)? != 0,
+            tables_end: u64_at(40)?
+                .saturating_add(u64::from(u32_at(36)?) * 8)
+                .max(u64_at(48)?.saturating_add(8)),
         })
     }
 
     /// Why an image with this header from outside is not used.
     ///
     /// Asked before any program opens the file: such names make QEMU open other files of the host.
-    pub(super) fn refusal(&self) -> Option<&'static str> {
-        if self.has_backing {
+    pub(super) fn refusal(&self, file_bytes: u64) -> Option<&'static str> {
+        if self.tables_end > file_bytes {
+            Some("its qcow2 tables are missing: the file is cut short, or damaged")
+        } else if self.has_backing {
             Some("its qcow2 header names a backing file; flatten it with: qemu-img convert -O qcow2")
         } else if self.has_data_file {
             Some("its qcow2 header names an external data file; flatten it with: qemu-img convert -O qcow2")
@@ -248,6 +255,12 @@ mod tests {
         bytes
     }
 
+    fn with_table_at(offset: u64) -> Vec<u8> {
+        let mut bytes = qcow2(3, 0, 0, 0);
+        bytes[40..48].copy_from_slice(&offset.to_be_bytes());
+        bytes
+    }
+
     #[test]
     fn qcow2_headers() {
         for (rule, bytes, refused) in [
@@ -266,12 +279,17 @@ mod tests {
                 Some("external data file"),
             ),
             ("encrypted", qcow2(3, 0, 2, 0), Some("encrypted")),
+            ("cut", with_table_at(2 << 20), Some("cut short")),
+            ("absurd", with_table_at(u64::MAX), Some("cut short")),
         ] {
             let header = Qcow2Header::parse(&bytes).expect(rule);
             assert_eq!(header.virtual_bytes, 10 << 30, "{rule}");
             match refused {
-                None => assert_eq!(header.refusal(), None, "{rule}"),
-                Some(word) => assert!(header.refusal().is_some_and(|r| r.contains(word)), "{rule}"),
+                None => assert_eq!(header.refusal(1 << 20), None, "{rule}"),
+                Some(word) => assert!(
+                    header.refusal(1 << 20).is_some_and(|r| r.contains(word)),
+                    "{rule}"
+                ),
             }
         }
         assert_eq!(Qcow2Header::parse(&qcow2(4, 0, 0, 0)), None);

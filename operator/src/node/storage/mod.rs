@@ -21,6 +21,8 @@ mod room;
 mod root_fs;
 mod seed;
 mod source;
+#[cfg(test)]
+mod tests;
 mod tool;
 
 use std::fs::File;
