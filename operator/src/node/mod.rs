@@ -1,5 +1,7 @@
 //! The role beside libvirt: drives the domains of its host to what their Instances ask for.
 
+pub mod storage;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
