@@ -75,6 +75,18 @@ pub struct Change<K> {
     pub new: Option<Arc<K>>,
 }
 
+impl<K: Resource> Change<K> {
+    /// Whether the object is new, gone, another one, or asks for something else: more than a change of its status.
+    #[must_use]
+    pub fn alters_spec(&self) -> bool {
+        let view = |object: &Option<Arc<K>>| {
+            let meta = object.as_ref()?.meta();
+            Some((meta.uid.clone(), meta.generation))
+        };
+        view(&self.old) != view(&self.new)
+    }
+}
+
 type Track<K> = Box<dyn Fn(&Change<K>) + Send + Sync>;
 
 /// The objects of one kind.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED};
 use virtshell_crds::{Environment, Group, Host, Image, Instance, Provisioner, Section, Task, User, resolve};
@@ -20,6 +20,7 @@ use super::ledger::{self, Ledger};
 use super::metrics::Metrics;
 use super::pulse::Pulse;
 use super::queue::Queue;
+use super::task;
 
 /// Sums over many Instances (a host's `allocated`, an environment's count) are written at most this often.
 pub const SUM_PERIOD: Duration = Duration::from_secs(5);
@@ -156,6 +157,9 @@ pub struct Context {
     /// Tasks.
     pub tasks: Cache<Task>,
     desk: Arc<Mutex<Desk>>,
+    task_index: Arc<Mutex<task::Index>>,
+    /// Instances (uid) whose announced Task is known to be there.
+    announced: Mutex<HashSet<String>>,
     pulse: Mutex<Pulse>,
     /// When sums were last written, by object.
     summed: Mutex<BTreeMap<String, Instant>>,
@@ -165,9 +169,12 @@ pub struct Context {
 
 impl Context {
     /// With empty caches.
+    #[must_use]
     pub fn new(client: Client, namespace: String, metrics: Metrics, events: Events) -> Self {
         let desk = Arc::new(Mutex::new(Desk::default()));
         let follow = desk.clone();
+        let task_index = Arc::new(Mutex::new(task::Index::default()));
+        let index = task_index.clone();
         Self {
             client,
             namespace,
@@ -183,8 +190,10 @@ impl Context {
             provisioners: Cache::default(),
             users: Cache::default(),
             groups: Cache::default(),
-            tasks: Cache::default(),
+            tasks: Cache::tracked(move |change| lock(&index).observe(change)),
             desk,
+            task_index,
+            announced: Mutex::default(),
             pulse: Mutex::new(Pulse::default()),
             summed: Mutex::default(),
             identities: super::identity::Identities::default(),
@@ -194,6 +203,21 @@ impl Context {
     /// The ledger and who waits. Nothing that reads the Instance cache may run under it.
     pub fn desk(&self) -> MutexGuard<'_, Desk> {
         lock(&self.desk)
+    }
+
+    /// Unfinished work by Instance.
+    pub fn task_index(&self) -> MutexGuard<'_, task::Index> {
+        lock(&self.task_index)
+    }
+
+    /// Whether the Task that this Instance announces is known to be, or to have been, there.
+    pub fn is_announced(&self, uid: &str) -> bool {
+        lock(&self.announced).contains(uid)
+    }
+
+    /// It is.
+    pub fn set_announced(&self, uid: &str) {
+        lock(&self.announced).insert(uid.to_owned());
     }
 
     /// Which hosts live.
@@ -303,8 +327,11 @@ impl Context {
                 );
             }
         }
-        for task in self.tasks_of(&key) {
-            self.queue.add(task);
+        for task in self.task_index().of(&key) {
+            self.queue.add(Key::Task(task));
+        }
+        if change.new.is_none() {
+            lock(&self.announced).remove(&any.uid().unwrap_or_default());
         }
         self.tell_of_room();
     }
@@ -324,9 +351,11 @@ impl Context {
         self.wake(&desk.unscheduled);
     }
 
-    /// Something that Instances refer to changed.
-    pub fn reference_changed(&self) {
-        self.wake(&self.desk().unaccepted);
+    /// An Image or a Provisioner changed.
+    pub fn reference_changed<K: Cached>(&self, change: &Change<K>) {
+        if change.alters_spec() {
+            self.wake(&self.desk().unaccepted);
+        }
     }
 
     /// A Host changed.
@@ -369,10 +398,15 @@ impl Context {
     }
 
     /// A Section changed.
-    pub fn section_changed(&self) {
-        self.all_groupings();
-        self.reference_changed();
-        self.wake(&self.desk().unscheduled);
+    pub fn section_changed(&self, change: &Change<Section>) {
+        if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
+            self.queue.add(Key::Section(ObjectKey::of(&**any)));
+        }
+        if change.alters_spec() {
+            self.all_groupings();
+            self.wake(&self.desk().unaccepted);
+            self.wake(&self.desk().unscheduled);
+        }
     }
 
     /// An Environment changed.
@@ -380,8 +414,10 @@ impl Context {
         if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
             self.queue.add(Key::Environment(ObjectKey::of(&**any)));
         }
-        self.reference_changed();
-        self.wake(&self.desk().unscheduled);
+        if change.alters_spec() {
+            self.wake(&self.desk().unaccepted);
+            self.wake(&self.desk().unscheduled);
+        }
     }
 
     /// A User changed.
@@ -403,8 +439,20 @@ impl Context {
 
     /// A Task changed.
     pub fn task_changed(&self, change: &Change<Task>) {
-        if let Some(new) = &change.new {
-            self.queue.add(Key::Task(ObjectKey::of(&**new)));
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        self.queue.add(Key::Task(ObjectKey::of(&**any)));
+        // Whatever was behind it on the same Instances may go on.
+        let namespace = any.namespace().unwrap_or_default();
+        for target in &any.spec.targets {
+            let instance = ObjectKey {
+                namespace: namespace.clone(),
+                name: target.name.clone(),
+            };
+            for task in self.task_index().of(&instance) {
+                self.queue.add(Key::Task(task));
+            }
         }
     }
 
@@ -424,10 +472,6 @@ impl Context {
         for key in self.environments.keys() {
             self.queue.add(Key::Environment(key));
         }
-    }
-
-    fn tasks_of(&self, _instance: &ObjectKey) -> Vec<Key> {
-        Vec::new()
     }
 
     fn wake(&self, waiting: &HashSet<ObjectKey>) {

@@ -40,7 +40,7 @@ pub fn events(client: Client, instance: String) -> (Events, impl Future<Output =
             let namespace = event.metadata.namespace.clone().unwrap_or_default();
             let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
             if let Err(error) = api.create(&PostParams::default(), &event).await {
-                tracing::debug!(%error, "an event was not taken");
+                tracing::debug!(error = super::write::words(&error), "an event was not taken");
             }
         }
     };

@@ -1,6 +1,6 @@
 //! Who the agent of a host is, and what it may read.
 //!
-//! Each Host gets a service account in the operator's namespace, bound to the ClusterRole `virtshell-node`, with the right
+//! Each Host gets a service account in the operator's namespace, bound to the cluster role `virtshell-node`, with the right
 //! to make tokens for itself and to keep its Lease. Secrets that hold user data of its Instances are named, one by one,
 //! in a Role per namespace. Everything is owned by the Host and goes with it.
 
@@ -17,7 +17,7 @@ use super::context::{Context, cluster_key};
 use super::ledger;
 use super::write::Error;
 
-/// ClusterRole of every host's agent; part of the manifests.
+/// Cluster role of every host's agent; part of the manifests.
 pub const NODE_ROLE: &str = "virtshell-node";
 
 /// What was made since this process began to lead.

@@ -5,6 +5,7 @@
 //! after that is the node's; the controller writes again only when the spec is edited or the host falls silent.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams};
@@ -41,13 +42,13 @@ pub enum Placement {
     },
 }
 
-/// Looks at one Instance.
-pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
+/// Looks at one Instance; the answer is when to look again.
+pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
     let Some(instance) = ctx.instances.get(key) else {
-        return Ok(());
+        return Ok(None);
     };
     if instance.metadata.deletion_timestamp.is_some() {
-        return release(ctx, &instance).await;
+        return release(ctx, &instance).await.map(|()| None);
     }
     mark_silence(ctx, &instance).await?;
     let refs = ctx.references(&instance);
@@ -56,7 +57,8 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
         Ok(acceptance) => bind(ctx, instance, acceptance).await?,
         Err(_) => (instance, None),
     };
-    report(ctx, &instance, &accepted, placement).await
+    report(ctx, &instance, &accepted, placement).await?;
+    super::task::make_announced(ctx, &instance).await
 }
 
 /// An Instance that is being deleted waits for its node, unless no node was ever told of it.

@@ -18,6 +18,7 @@ use kube::Client;
 use kube::api::{Api, ObjectMeta, PostParams};
 use tokio::time::Instant;
 
+use super::write::words;
 use crate::probes::Readiness;
 
 /// Name of the Lease, in the operator's namespace.
@@ -94,7 +95,7 @@ impl Elector {
                 Ok(Err(error)) => {
                     // Once per outage; a conflict is only another candidate who was faster.
                     if failing_since.is_none() && !is_conflict(&error) {
-                        tracing::warn!(%error, lease = LEASE, "cannot ask for leadership");
+                        tracing::warn!(error = words(&error), lease = LEASE, "cannot ask for leadership");
                     }
                     failing_since.get_or_insert_with(Instant::now);
                 }
@@ -123,7 +124,7 @@ impl Elector {
                     return;
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, lease = LEASE, "cannot renew leadership");
+                    tracing::warn!(error = words(&error), lease = LEASE, "cannot renew leadership");
                 }
                 Err(_) => {}
             }
@@ -137,7 +138,11 @@ impl Elector {
     /// Lets go, so that another candidate need not wait for the Lease to run out. Best effort.
     pub async fn release(&mut self) {
         if let Err(error) = self.try_release().await {
-            tracing::warn!(%error, lease = LEASE, "the Lease was not released and runs out by itself");
+            tracing::warn!(
+                error = words(&error),
+                lease = LEASE,
+                "the Lease was not released and runs out by itself"
+            );
         }
     }
 

@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod placement;
 pub mod pulse;
 pub mod queue;
+pub mod task;
 #[cfg(test)]
 mod testing;
 pub mod user;
@@ -165,12 +166,7 @@ fn start(client: Client, namespace: String, me: String, metrics: Metrics) -> Joi
         &mut team,
         &ctx,
         |c| &c.sections,
-        |c, change| {
-            if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
-                c.queue.add(Key::Section(cache::ObjectKey::of(&**any)));
-            }
-            c.section_changed();
-        },
+        |c, change| c.section_changed(&change),
     );
     follow(
         &mut team,
@@ -178,8 +174,18 @@ fn start(client: Client, namespace: String, me: String, metrics: Metrics) -> Joi
         |c| &c.environments,
         |c, change| c.environment_changed(&change),
     );
-    follow(&mut team, &ctx, |c| &c.images, |c, _| c.reference_changed());
-    follow(&mut team, &ctx, |c| &c.provisioners, |c, _| c.reference_changed());
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.images,
+        |c, change| c.reference_changed(&change),
+    );
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.provisioners,
+        |c, change| c.reference_changed(&change),
+    );
     follow(&mut team, &ctx, |c| &c.users, |c, change| c.user_changed(&change));
     follow(
         &mut team,
@@ -274,12 +280,12 @@ async fn work(ctx: Arc<Context>) {
             // The watch brings what is new.
             Ok(Err(error)) if error.is_not_found() || error.is_conflict() => {
                 let delay = ctx.queue.failed(key.clone());
-                tracing::debug!(kind = key.kind(), object = %key.object(), ?delay, error = chain(&error), "somebody else was faster");
+                tracing::debug!(kind = key.kind(), object = %key.object(), ?delay, error = error.in_one_line(), "somebody else was faster");
                 "conflict"
             }
             Ok(Err(error)) => {
                 let delay = ctx.queue.failed(key.clone());
-                tracing::warn!(kind = key.kind(), object = %key.object(), ?delay, error = chain(&error), "will be tried again");
+                tracing::warn!(kind = key.kind(), object = %key.object(), ?delay, error = error.in_one_line(), "will be tried again");
                 "error"
             }
             Err(_) => {
@@ -295,23 +301,12 @@ async fn work(ctx: Arc<Context>) {
 
 async fn reconcile(ctx: &Context, key: &Key) -> Result<Option<Duration>, Error> {
     match key {
-        Key::Instance(at) => instance::reconcile(ctx, at).await.map(|()| None),
+        Key::Instance(at) => instance::reconcile(ctx, at).await,
         Key::Host(at) => host::reconcile(ctx, at).await,
         Key::Section(at) => grouping::reconcile_section(ctx, at).await.map(|()| None),
         Key::Environment(at) => grouping::reconcile_environment(ctx, at).await,
         Key::User(at) => user::reconcile(ctx, at).await.map(|()| None),
         Key::Group(at) => user::reconcile_group(ctx, at).await.map(|()| None),
-        Key::Task(_) => Ok(None),
+        Key::Task(at) => task::reconcile(ctx, at).await,
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

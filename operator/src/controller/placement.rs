@@ -115,10 +115,10 @@ pub enum Unfit {
     Disabled,
     /// It is of another type.
     WrongType,
-    /// It does not offer the driver.
-    NoDriver,
     /// Nobody serves it now.
     NotReady,
+    /// It does not offer the driver.
+    NoDriver,
     /// Too little free memory, in MiB.
     Memory {
         /// What is free.
@@ -139,10 +139,10 @@ pub fn check(request: &Request<'_>, host: &Candidate<'_>) -> Result<(), Unfit> {
         Err(Unfit::Disabled)
     } else if !host.type_.serves(request.host_type) {
         Err(Unfit::WrongType)
-    } else if !host.offers_driver {
-        Err(Unfit::NoDriver)
     } else if !host.ready {
         Err(Unfit::NotReady)
+    } else if !host.offers_driver {
+        Err(Unfit::NoDriver)
     } else if host.free_memory() < request.demand.memory_mib {
         Err(Unfit::Memory {
             free: host.free_memory(),
@@ -223,8 +223,8 @@ fn rank(unfit: &Unfit) -> u8 {
         Unfit::Outside => 0,
         Unfit::Disabled => 1,
         Unfit::WrongType => 2,
-        Unfit::NoDriver => 3,
-        Unfit::NotReady => 4,
+        Unfit::NotReady => 3,
+        Unfit::NoDriver => 4,
         Unfit::Memory { .. } => 5,
         Unfit::Disk { .. } => 6,
     }
@@ -327,7 +327,7 @@ mod tests {
         ];
         assert_eq!(
             place(&REQUEST, &others).unwrap_err().to_string(),
-            "0/5 hosts: 1 not in enviroment e, 1 not of type GeneralPurpose, 1 without driver kvm, 1 not ready, \
+            "0/5 hosts: 1 not in enviroment e, 1 not of type GeneralPurpose, 1 not ready, 1 without driver kvm, \
              1 not enough disk (need 1000 MiB, most free 999 MiB)"
         );
         assert_eq!(

@@ -127,7 +127,7 @@ mod tests {
         let start = Instant::now();
         let mut pulse = Pulse::default();
         pulse.meet("h", start);
-        let late = start + Duration::from_secs(60);
+        let late = start + 2 * SILENCE;
         assert!(pulse.tell("h", "u"));
         assert!(!pulse.tell("h", "u"));
         assert!(pulse.beat("h", Some(&renewed(1)), late));

@@ -238,7 +238,7 @@ mod tests {
     async fn the_earliest_timer_counts() {
         let queue = Queue::default();
         let started = Instant::now();
-        queue.add_after("a", Duration::from_secs(60));
+        queue.add_after("a", Duration::from_secs(61));
         queue.add_after("a", Duration::from_secs(5));
         queue.add_after("a", Duration::from_secs(30));
         queue.next().await;

@@ -1,6 +1,6 @@
 //! What several tests of the controller use.
 
-/// Numbers that look random and are the same for the same seed (SplitMix64), so that a failure can be run again.
+/// Numbers that look random and are the same for the same seed (the `SplitMix64` generator), so that a failure can be run again.
 pub struct Random(u64);
 
 impl Random {

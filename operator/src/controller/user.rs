@@ -202,6 +202,11 @@ fn members(group: &Group, users: &[std::sync::Arc<User>]) -> Vec<GroupMember> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(
+        clippy::needless_pass_by_value,
+        reason = "JSON literals read better as arguments"
+    )]
+
     use super::*;
     use serde_json::Value;
     use std::sync::Arc;

@@ -31,6 +31,15 @@ impl Error {
         move |source| Self::Api { doing, source }
     }
 
+    /// The error and its causes.
+    #[must_use]
+    pub fn in_one_line(&self) -> String {
+        match self {
+            Self::Api { doing, source } => format!("cannot {doing}: {}", words(source)),
+            Self::Random(_) => self.to_string(),
+        }
+    }
+
     /// Somebody else wrote first: look again.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
@@ -43,6 +52,21 @@ impl Error {
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Api { source: kube::Error::Api(status), .. } if status.is_not_found())
     }
+}
+
+/// An error of the API client in one line: the API server's own words where it gave some.
+#[must_use]
+pub fn words(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        return status.message.clone();
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Now, as conditions carry it.

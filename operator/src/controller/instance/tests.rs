@@ -1,3 +1,8 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "JSON literals read better as arguments"
+)]
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -11,18 +16,18 @@ fn instance(status: Value) -> Instance {
     .unwrap()
 }
 
-fn accepted() -> Result<Acceptance, Refusal> {
-    Ok(Acceptance {
+fn acceptance() -> Acceptance {
+    Acceptance {
         resolved: serde_json::from_value(json!({"environment": "default", "memoryMiB": 64})).unwrap(),
         tags: vec!["t".into()],
-    })
+    }
 }
 
-fn refused() -> Result<Acceptance, Refusal> {
-    Err(Refusal {
+fn refusal() -> Refusal {
+    Refusal {
         reason: "ImageNotFound",
         message: "image x not found".into(),
-    })
+    }
 }
 
 fn condition_of<'a>(status: &'a Value, type_: &str) -> &'a Value {
@@ -45,35 +50,35 @@ fn status_says_what_was_decided() {
         (
             "placed",
             json!({}),
-            accepted(),
+            Ok(acceptance()),
             Some(&placed),
             ("True", "True", json!("Creating"), json!("")),
         ),
         (
             "no host",
             json!({}),
-            accepted(),
+            Ok(acceptance()),
             Some(&nowhere),
             ("True", "False", json!("Pending"), json!("0/1 hosts: 1 disabled")),
         ),
         (
             "refused",
             json!({}),
-            refused(),
+            Err(refusal()),
             None,
             ("False", "False", json!("Pending"), json!("image x not found")),
         ),
         (
             "the node reports",
             scheduled.clone(),
-            accepted(),
+            Ok(acceptance()),
             Some(&placed),
             ("True", "True", Value::Null, Value::Null),
         ),
         (
             "a bad edit keeps the place",
             scheduled,
-            refused(),
+            Err(refusal()),
             None,
             ("False", "True", Value::Null, Value::Null),
         ),
@@ -102,7 +107,7 @@ fn status_says_what_was_decided() {
 
 #[test]
 fn what_was_written_does_not_differ() {
-    let verdict = accepted();
+    let verdict = Ok(acceptance());
     let placement = Some(Placement::Placed("h".to_owned()));
     let first = desired_status(&instance(json!({})), &verdict, placement.as_ref());
     let present = instance(first.clone());
