@@ -1,6 +1,61 @@
 //! The cluster-wide role: accepts, resolves and places Instances, watches over hosts.
+//!
+//! Any number of controllers run; [`leader`] makes one of them write. While it leads, [`cache`] follows every kind,
+//! [`context`] puts in line what a change could affect ([`queue`]), and one module per kind looks at it: [`instance`]
+//! ([`accept`] and [`placement`] decide, [`ledger`] keeps the room on hosts), [`host`] ([`pulse`] decides who lives,
+//! [`identity`] who its agent is), [`grouping`] (sections and environments), [`user`] (keys, groups).
+//!
+//! ```text
+//! API server --watch--> cache --change--> queue --key--> reconcile --write--> API server
+//!                         ^                                  |
+//!                         +------- answer to the write ------+
+//! ```
+
+pub mod accept;
+pub mod cache;
+pub mod context;
+pub mod events;
+pub mod grouping;
+pub mod host;
+pub mod identity;
+pub mod instance;
+pub mod leader;
+pub mod ledger;
+pub mod metrics;
+pub mod placement;
+pub mod pulse;
+pub mod queue;
+pub mod task;
+#[cfg(test)]
+mod testing;
+pub mod user;
+pub mod write;
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures::FutureExt;
+use kube::api::Api;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher;
+use kube::{Client, Config};
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+
+use crate::probes::{self, Readiness};
+use crate::telemetry;
+use cache::{Cache, Cached, Change};
+use context::{Context, Key};
+use metrics::Metrics;
+use write::Error;
+
+/// Looks that run at the same time, each at another object.
+// 16 requests in flight use the API server's throughput (measured); more only wait there.
+const WORKERS: usize = 16;
 
 /// Arguments of the controller.
 #[derive(clap::Args, Clone, Debug)]
@@ -19,8 +74,239 @@ pub struct Args {
 /// Runs until the process is asked to end.
 ///
 /// # Errors
-/// When the cluster cannot be reached at the start, or the address cannot be listened on.
-#[expect(clippy::unused_async, reason = "the role's work follows")]
+/// When the kubeconfig cannot be used, or the address cannot be listened on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("the controller has no work yet: {args:?}")
+    let client = connect(args.kubeconfig.as_deref()).await?;
+    let me = identity();
+    let readiness = Readiness::default();
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let probes = probes::serve(args.listen, readiness.clone(), registry);
+    let lead = follow_and_lead(client, args.namespace, me, readiness, metrics);
+    tokio::select! {
+        ended = probes => ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen)),
+        ended = lead => ended,
+    }
+}
+
+async fn connect(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path)
+                .with_context(|| format!("cannot read kubeconfig {}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("cannot use kubeconfig {}", path.display()))?
+        }
+        None => Config::infer()
+            .await
+            .context("no cluster: give --kubeconfig, set KUBECONFIG, or run in a pod")?,
+    };
+    Client::try_from(config).context("cannot make a client of the kubeconfig")
+}
+
+/// Unique per process: the machine, and random bits that tell restarts apart.
+fn identity() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    let machine = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
+    let random = RandomState::new().hash_one(std::process::id());
+    format!("{}_{random:016x}", machine.as_deref().unwrap_or("controller"))
+}
+
+async fn follow_and_lead(
+    client: Client,
+    namespace: String,
+    me: String,
+    readiness: Readiness,
+    metrics: Metrics,
+) -> anyhow::Result<()> {
+    let mut asked_to_end = Box::pin(telemetry::shutdown_signal());
+    let mut elector = leader::Elector::new(client.clone(), &namespace, me.clone());
+    loop {
+        tracing::info!(identity = me, "waiting to lead");
+        tokio::select! {
+            ended = &mut asked_to_end => return ended.context("cannot listen for signals"),
+            () = elector.acquire(&readiness) => {}
+        }
+        tracing::info!(identity = me, "leading");
+        metrics.leader.set(1);
+        let mut team = start(client.clone(), namespace.clone(), me.clone(), metrics.clone());
+        let ended = tokio::select! {
+            ended = &mut asked_to_end => Some(ended),
+            () = elector.hold() => None,
+        };
+        // Nothing of ours writes any more when the Lease is let go.
+        team.shutdown().await;
+        metrics.leader.set(0);
+        if let Some(ended) = ended {
+            elector.release().await;
+            tracing::info!("ended");
+            return ended.context("cannot listen for signals");
+        }
+    }
+}
+
+/// Starts everything a leader does. The lists are made now, after leadership was won: they show all that the last leader
+/// wrote.
+fn start(client: Client, namespace: String, me: String, metrics: Metrics) -> JoinSet<()> {
+    let mut team = JoinSet::new();
+    let (events, publish) = events::events(client.clone(), me);
+    team.spawn(publish);
+    let ctx = Arc::new(Context::new(client, namespace, metrics, events));
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.instances,
+        |c, change| c.instance_changed(&change),
+    );
+    follow(&mut team, &ctx, |c| &c.hosts, |c, change| c.host_changed(&change));
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.sections,
+        |c, change| c.section_changed(&change),
+    );
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.environments,
+        |c, change| c.environment_changed(&change),
+    );
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.images,
+        |c, change| c.reference_changed(&change),
+    );
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.provisioners,
+        |c, change| c.reference_changed(&change),
+    );
+    follow(&mut team, &ctx, |c| &c.users, |c, change| c.user_changed(&change));
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.groups,
+        |c, change| {
+            if let Some(new) = &change.new {
+                c.queue.add(Key::Group(cache::ObjectKey::of(&**new)));
+            }
+        },
+    );
+    follow(&mut team, &ctx, |c| &c.tasks, |c, change| c.task_changed(&change));
+    let leases = Api::namespaced(ctx.client.clone(), &ctx.namespace);
+    let watcher = watcher::Config::default().fields(&format!("metadata.name!={}", leader::LEASE));
+    follow_api(
+        &mut team,
+        &ctx,
+        leases,
+        watcher,
+        |c| &c.leases,
+        |c, change| c.lease_changed(&change),
+    );
+    team.spawn(work_when_synced(ctx));
+    team
+}
+
+fn follow<K: Cached>(
+    team: &mut JoinSet<()>,
+    ctx: &Arc<Context>,
+    cache: fn(&Context) -> &Cache<K>,
+    notify: fn(&Context, Change<K>),
+) {
+    let api = Api::all(ctx.client.clone());
+    follow_api(team, ctx, api, watcher::Config::default(), cache, notify);
+}
+
+fn follow_api<K: Cached>(
+    team: &mut JoinSet<()>,
+    ctx: &Arc<Context>,
+    api: Api<DeserializeGuard<K>>,
+    config: watcher::Config,
+    cache: fn(&Context) -> &Cache<K>,
+    notify: fn(&Context, Change<K>),
+) {
+    let ctx = ctx.clone();
+    team.spawn(async move {
+        let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
+        let failed = || ctx.metrics.watch_failed(kind);
+        cache(&ctx)
+            .follow(api, config, |change| notify(&ctx, change), failed)
+            .await;
+    });
+}
+
+/// Decides nothing before every cache is complete: a host that is not seen yet must not look like one that is not there.
+async fn work_when_synced(ctx: Arc<Context>) {
+    tokio::join!(
+        ctx.instances.synced(),
+        ctx.hosts.synced(),
+        ctx.leases.synced(),
+        ctx.sections.synced(),
+        ctx.environments.synced(),
+        ctx.images.synced(),
+        ctx.provisioners.synced(),
+        ctx.users.synced(),
+        ctx.groups.synced(),
+        ctx.tasks.synced(),
+    );
+    tracing::info!(
+        instances = ctx.instances.keys().len(),
+        hosts = ctx.hosts.keys().len(),
+        "caches are complete"
+    );
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        workers.spawn(work(ctx.clone()));
+    }
+    while workers.join_next().await.is_some() {}
+}
+
+async fn work(ctx: Arc<Context>) {
+    loop {
+        let key = ctx.queue.next().await;
+        ctx.metrics.queue.set(ctx.queue.len() as i64);
+        let started = std::time::Instant::now();
+        let looked = AssertUnwindSafe(reconcile(&ctx, &key)).catch_unwind().await;
+        let result = match looked {
+            Ok(Ok(again)) => {
+                ctx.queue.done(key.clone(), again);
+                "ok"
+            }
+            // The watch brings what is new.
+            Ok(Err(error)) if error.is_not_found() || error.is_conflict() => {
+                let delay = ctx.queue.failed(key.clone());
+                tracing::debug!(kind = key.kind(), object = %key.object(), ?delay, error = error.in_one_line(), "somebody else was faster");
+                "conflict"
+            }
+            Ok(Err(error)) => {
+                let delay = ctx.queue.failed(key.clone());
+                tracing::warn!(kind = key.kind(), object = %key.object(), ?delay, error = error.in_one_line(), "will be tried again");
+                "error"
+            }
+            Err(_) => {
+                let delay = ctx.queue.failed(key.clone());
+                tracing::error!(kind = key.kind(), object = %key.object(), ?delay, "a bug: the look at this object panicked");
+                "panic"
+            }
+        };
+        ctx.metrics
+            .reconciled(key.kind(), result, started.elapsed().as_secs_f64());
+    }
+}
+
+async fn reconcile(ctx: &Context, key: &Key) -> Result<Option<Duration>, Error> {
+    match key {
+        Key::Instance(at) => instance::reconcile(ctx, at).await,
+        Key::Host(at) => host::reconcile(ctx, at).await,
+        Key::Section(at) => grouping::reconcile_section(ctx, at).await.map(|()| None),
+        Key::Environment(at) => grouping::reconcile_environment(ctx, at).await,
+        Key::User(at) => user::reconcile(ctx, at).await.map(|()| None),
+        Key::Group(at) => user::reconcile_group(ctx, at).await.map(|()| None),
+        Key::Task(at) => task::reconcile(ctx, at).await,
+    }
 }

@@ -1,0 +1,269 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "JSON literals read better as arguments"
+)]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: Value) -> Arc<K> {
+    let object = json!({
+        "apiVersion": "virtshell.io/v1alpha1", "kind": kind,
+        "metadata": {"name": name, "namespace": "ns", "uid": name, "generation": 2, "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": spec,
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+fn instance(spec: Value) -> Instance {
+    Arc::unwrap_or_clone(object("Instance", "vm", spec))
+}
+
+fn all() -> References {
+    References {
+        environment: Some(object("Environment", "default", json!({}))),
+        image: Some(object(
+            "Image",
+            "i",
+            json!({"displayName": "image_1", "type": "disk", "downloadUrl": "http://x/i"}),
+        )),
+        provisioner: Some(object(
+            "Provisioner",
+            "p",
+            json!({"memoryMiB": 512, "tags": ["db"]}),
+        )),
+        ..References::default()
+    }
+}
+
+fn refused(instance: &Instance, refs: &References) -> (&'static str, String) {
+    let refusal = accept(instance, refs).unwrap_err();
+    (refusal.reason, refusal.message)
+}
+
+#[test]
+fn what_is_missing_is_named_in_the_words_of_the_rest_api() {
+    let full = json!({"image": "image_1", "provisioner": "p", "disks": [{"name": "d", "image": "image_2"}]});
+    let vm = instance(full);
+    let with_disk = || {
+        let mut refs = all();
+        refs.disk_images.insert("d".into(), refs.image.clone().unwrap());
+        refs
+    };
+    assert!(accept(&vm, &with_disk()).is_ok());
+    let sectioned = || Some(object("Environment", "default", json!({"section": "s"})));
+    for (rule, refs, expected) in [
+        (
+            "environment",
+            References {
+                environment: None,
+                ..with_disk()
+            },
+            ("EnvironmentNotFound", "enviroment default not found"),
+        ),
+        (
+            "provisioner",
+            References {
+                provisioner: None,
+                ..with_disk()
+            },
+            ("ProvisionerNotFound", "provisioner p not found"),
+        ),
+        (
+            "image",
+            References {
+                image: None,
+                ..with_disk()
+            },
+            ("ImageNotFound", "image image_1 not found"),
+        ),
+        ("disk image", all(), ("ImageNotFound", "image image_2 not found")),
+        (
+            "section",
+            References {
+                environment: sectioned(),
+                ..with_disk()
+            },
+            ("SectionNotFound", "section s not found"),
+        ),
+        (
+            "another namespace's section",
+            References {
+                environment: sectioned(),
+                section: Some(object("Section", "s", json!({"namespaces": ["other"]}))),
+                ..with_disk()
+            },
+            ("SectionNotAllowed", "section s is not for namespace ns"),
+        ),
+    ] {
+        let (reason, message) = refused(&vm, &refs);
+        assert_eq!((reason, message.as_str()), expected, "{rule}");
+    }
+}
+
+#[test]
+fn what_nobody_acts_on_is_refused() {
+    let builder = |spec: Value| References {
+        provisioner: Some(object("Provisioner", "p", spec)),
+        ..all()
+    };
+    for (rule, spec, refs, expected) in [
+        (
+            "launch",
+            json!({"image": "i", "launch": {"min": 1, "max": 2}}),
+            all(),
+            "LaunchNotSupported",
+        ),
+        (
+            "clone",
+            json!({"cloneFrom": {"name": "x"}}),
+            References { image: None, ..all() },
+            "NotSupported",
+        ),
+        (
+            "builder",
+            json!({"image": "i", "provisioner": "p"}),
+            builder(json!({"builder": "https://x/r", "executor": "sh run"})),
+            "NotSupported",
+        ),
+        (
+            "depends",
+            json!({"image": "i", "provisioner": "p"}),
+            builder(json!({"depends": [{"provisioner": "db"}]})),
+            "NotSupported",
+        ),
+        (
+            "image that does not fit",
+            json!({"image": "i", "driver": "lxc"}),
+            all(),
+            "ImageWithoutSource",
+        ),
+        (
+            "no image",
+            json!({"provisioner": "p"}),
+            References { image: None, ..all() },
+            "NoImage",
+        ),
+        (
+            "lxc with vnc",
+            json!({"blank": true, "driver": "lxc", "consoles": {"vnc": {}}}),
+            References { image: None, ..all() },
+            "NotSupported",
+        ),
+        (
+            "lxc with a bus",
+            json!({"blank": true, "driver": "lxc", "disks": [{"name": "d", "sizeMiB": 1, "bus": "sata"}]}),
+            References { image: None, ..all() },
+            "NotSupported",
+        ),
+        (
+            "driver",
+            json!({"image": "i", "provisioner": "p"}),
+            builder(json!({"driver": "ec2"})),
+            "UnsupportedDriver",
+        ),
+    ] {
+        assert_eq!(refused(&instance(spec), &refs).0, expected, "{rule}");
+    }
+}
+
+#[test]
+fn values_are_frozen_and_named_by_wire_name() {
+    let mut vm = instance(json!({"image": "i", "provisioner": "p", "tags": ["web"]}));
+    let first = accept(&vm, &all()).unwrap();
+    assert_eq!(first.resolved.image.as_ref().unwrap().name, "image_1");
+    assert_eq!(
+        (first.resolved.memory_mib, first.resolved.environment.as_str()),
+        (Some(512), "default")
+    );
+    assert_eq!(first.tags, ["web", "db"]);
+
+    vm.status = serde_json::from_value(json!({"resolved": first.resolved, "tags": first.tags})).unwrap();
+    vm.spec.cpus = Some(7);
+    vm.spec.tags.clear();
+    // Everything it refers to is gone or different.
+    let again = accept(&vm, &References::default()).unwrap();
+    assert_eq!(
+        (again.resolved.cpus, again.resolved.memory_mib),
+        (Some(7), Some(512))
+    );
+    assert_eq!(
+        again.tags,
+        ["web", "db"],
+        "whose tag it was is not known any more"
+    );
+    let with_provisioner = accept(&vm, &all()).unwrap();
+    assert_eq!(with_provisioner.tags, ["db"]);
+}
+
+#[test]
+fn one_of_two_keeps_a_name() {
+    let named = |name: &str, created: &str, accepted: Value| -> Arc<Instance> {
+        let status = if accepted.is_null() {
+            json!({})
+        } else {
+            let status = if accepted["status"].is_string() {
+                accepted
+            } else {
+                json!({"status": "True", "observedGeneration": accepted})
+            };
+            let mut condition = json!({"type": "Accepted", "reason": "r", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+            condition
+                .as_object_mut()
+                .unwrap()
+                .extend(status.as_object().unwrap().clone());
+            json!({"conditions": [condition]})
+        };
+        let object = json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance",
+            "metadata": {"name": name, "namespace": "ns", "uid": name, "generation": 2, "creationTimestamp": created},
+            "spec": {"displayName": "w", "blank": true}, "status": status,
+        });
+        Arc::new(serde_json::from_value(object).unwrap())
+    };
+    let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+    let refused_first = json!({"status": "False", "observedGeneration": 2});
+    for (rule, winner, loser) in [
+        (
+            "the older",
+            named("b", early, Value::Null),
+            named("a", late, Value::Null),
+        ),
+        (
+            "by name",
+            named("a", early, Value::Null),
+            named("b", early, Value::Null),
+        ),
+        (
+            "the accepted one",
+            named("b", late, json!(2)),
+            named("a", early, Value::Null),
+        ),
+        (
+            "who had it before the other was renamed",
+            named("b", late, json!(2)),
+            named("a", early, json!(1)),
+        ),
+        (
+            "accepted before an edit",
+            named("b", late, json!(1)),
+            named("a", early, refused_first),
+        ),
+    ] {
+        let refs = References {
+            namesakes: vec![winner.clone(), loser.clone()],
+            ..References { image: None, ..all() }
+        };
+        assert!(accept(&winner, &refs).is_ok(), "{rule}");
+        let (reason, message) = refused(&loser, &refs);
+        assert_eq!(reason, "NameConflict", "{rule}");
+        assert_eq!(
+            message,
+            format!(
+                "instance w already exists (object {})",
+                winner.metadata.name.as_ref().unwrap()
+            )
+        );
+    }
+}

@@ -1,0 +1,536 @@
+//! What every reconcile shares: caches, the queue, the ledger, and who is told of which change.
+//!
+//! Nothing here decides. A change of one object puts every object in line whose answer it could alter; the reconcile
+//! then looks at everything anew.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Client, Resource, ResourceExt};
+use tokio::time::Instant;
+use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED};
+use virtshell_crds::{Environment, Group, Host, Image, Instance, Provisioner, Section, Task, User, resolve};
+
+use super::accept::{References, environment_name, frozen};
+use super::cache::{Cache, Cached, Change, ObjectKey};
+use super::events::Events;
+use super::ledger::{self, Ledger};
+use super::metrics::Metrics;
+use super::pulse::Pulse;
+use super::queue::Queue;
+use super::task;
+
+/// Sums over many Instances (a host's `allocated`, an environment's count) are written at most this often.
+pub const SUM_PERIOD: Duration = Duration::from_secs(5);
+
+/// What can be in line.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// An Instance.
+    Instance(ObjectKey),
+    /// A Host.
+    Host(ObjectKey),
+    /// A Section.
+    Section(ObjectKey),
+    /// An Environment.
+    Environment(ObjectKey),
+    /// A User.
+    User(ObjectKey),
+    /// A Group.
+    Group(ObjectKey),
+    /// A Task.
+    Task(ObjectKey),
+}
+
+impl Key {
+    /// The kind.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Instance(_) => "Instance",
+            Self::Host(_) => "Host",
+            Self::Section(_) => "Section",
+            Self::Environment(_) => "Environment",
+            Self::User(_) => "User",
+            Self::Group(_) => "Group",
+            Self::Task(_) => "Task",
+        }
+    }
+
+    /// Where the object is.
+    #[must_use]
+    pub const fn object(&self) -> &ObjectKey {
+        match self {
+            Self::Instance(key)
+            | Self::Host(key)
+            | Self::Section(key)
+            | Self::Environment(key)
+            | Self::User(key)
+            | Self::Group(key)
+            | Self::Task(key) => key,
+        }
+    }
+}
+
+/// Bookkeeping that follows the Instance cache change by change.
+#[derive(Default)]
+pub struct Desk {
+    /// Who takes what where.
+    pub ledger: Ledger,
+    /// Instances without `Accepted=True` at their generation.
+    unaccepted: HashSet<ObjectKey>,
+    /// Instances without `Scheduled=True`.
+    unscheduled: HashSet<ObjectKey>,
+    /// Set when a host got more room; taken by who tells the unscheduled.
+    room: bool,
+}
+
+impl Desk {
+    fn observe(&mut self, change: &Change<Instance>) {
+        self.room |= self.ledger.observe(change);
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let key = ObjectKey::of(&**any);
+        let live = change
+            .new
+            .as_ref()
+            .filter(|i| i.metadata.deletion_timestamp.is_none());
+        let lacks = |type_: &str, current: bool| {
+            live.is_some_and(|instance| {
+                let conditions = instance
+                    .status
+                    .as_ref()
+                    .map(|s| s.conditions.as_slice())
+                    .unwrap_or_default();
+                !condition::find(conditions, type_).is_some_and(|c| {
+                    c.status == condition::Status::True.as_str()
+                        && (!current || c.observed_generation == instance.metadata.generation)
+                })
+            })
+        };
+        keep(&mut self.unaccepted, &key, lacks(ACCEPTED, true));
+        keep(&mut self.unscheduled, &key, lacks(SCHEDULED, false));
+    }
+}
+
+fn keep(set: &mut HashSet<ObjectKey>, key: &ObjectKey, member: bool) {
+    if member {
+        set.insert(key.clone());
+    } else {
+        set.remove(key);
+    }
+}
+
+/// What every reconcile shares.
+pub struct Context {
+    /// The API server.
+    pub client: Client,
+    /// The operator's own namespace.
+    pub namespace: String,
+    /// What is to be looked at.
+    pub queue: Queue<Key>,
+    /// Metrics.
+    pub metrics: Metrics,
+    /// Events for people.
+    pub events: Events,
+    /// Instances, without user data.
+    pub instances: Cache<Instance>,
+    /// Hosts.
+    pub hosts: Cache<Host>,
+    /// Leases in the operator's namespace.
+    pub leases: Cache<Lease>,
+    /// Sections.
+    pub sections: Cache<Section>,
+    /// Environments.
+    pub environments: Cache<Environment>,
+    /// Images.
+    pub images: Cache<Image>,
+    /// Provisioners.
+    pub provisioners: Cache<Provisioner>,
+    /// Users.
+    pub users: Cache<User>,
+    /// Groups.
+    pub groups: Cache<Group>,
+    /// Tasks.
+    pub tasks: Cache<Task>,
+    desk: Arc<Mutex<Desk>>,
+    task_index: Arc<Mutex<task::Index>>,
+    /// Instances (uid) whose announced Task is known to be there.
+    announced: Mutex<HashSet<String>>,
+    pulse: Mutex<Pulse>,
+    /// When sums were last written, by object.
+    summed: Mutex<BTreeMap<String, Instant>>,
+    /// What identities were last made to be; see [`super::identity`].
+    pub identities: super::identity::Identities,
+}
+
+impl Context {
+    /// With empty caches.
+    #[must_use]
+    pub fn new(client: Client, namespace: String, metrics: Metrics, events: Events) -> Self {
+        let desk = Arc::new(Mutex::new(Desk::default()));
+        let follow = desk.clone();
+        let task_index = Arc::new(Mutex::new(task::Index::default()));
+        let index = task_index.clone();
+        Self {
+            client,
+            namespace,
+            queue: Queue::default(),
+            metrics,
+            events,
+            instances: Cache::tracked(move |change| lock(&follow).observe(change)),
+            hosts: Cache::default(),
+            leases: Cache::default(),
+            sections: Cache::default(),
+            environments: Cache::default(),
+            images: Cache::default(),
+            provisioners: Cache::default(),
+            users: Cache::default(),
+            groups: Cache::default(),
+            tasks: Cache::tracked(move |change| lock(&index).observe(change)),
+            desk,
+            task_index,
+            announced: Mutex::default(),
+            pulse: Mutex::new(Pulse::default()),
+            summed: Mutex::default(),
+            identities: super::identity::Identities::default(),
+        }
+    }
+
+    /// The ledger and who waits. Nothing that reads the Instance cache may run under it.
+    pub fn desk(&self) -> MutexGuard<'_, Desk> {
+        lock(&self.desk)
+    }
+
+    /// Unfinished work by Instance.
+    pub fn task_index(&self) -> MutexGuard<'_, task::Index> {
+        lock(&self.task_index)
+    }
+
+    /// Whether the Task that this Instance announces is known to be, or to have been, there.
+    pub fn is_announced(&self, uid: &str) -> bool {
+        lock(&self.announced).contains(uid)
+    }
+
+    /// It is.
+    pub fn set_announced(&self, uid: &str) {
+        lock(&self.announced).insert(uid.to_owned());
+    }
+
+    /// Which hosts live.
+    pub fn pulse(&self) -> MutexGuard<'_, Pulse> {
+        lock(&self.pulse)
+    }
+
+    /// Takes in the answer to a write of ours.
+    pub fn stored_instance(&self, instance: Instance) {
+        if let Some(change) = self.instances.store(instance) {
+            self.instance_changed(&change);
+        }
+    }
+
+    /// Takes in the answer to a write of ours.
+    pub fn stored_task(&self, task: Task) {
+        if let Some(change) = self.tasks.store(task) {
+            self.task_changed(&change);
+        }
+    }
+
+    /// Everything that an Instance refers to.
+    pub fn references(&self, instance: &Instance) -> References {
+        let spec = &instance.spec;
+        let namespace = instance.metadata.namespace.as_deref().unwrap_or_default();
+        let environment = self.environments.find(namespace, environment_name(spec));
+        let section = environment.as_ref().and_then(|e| e.spec.section.as_deref());
+        let provisioner = spec
+            .provisioner
+            .as_deref()
+            .and_then(|name| self.provisioners.find(namespace, name));
+        let image = resolve::image_name(spec, provisioner.as_deref().map(|p| &p.spec));
+        let disks = spec.disks.iter().filter_map(|disk| {
+            let image = self.images.find(namespace, disk.image.as_deref()?)?;
+            Some((disk.name.clone(), image))
+        });
+        References {
+            section: section.and_then(|name| self.sections.find("", name)),
+            image: image.and_then(|name| self.images.find(namespace, name)),
+            disk_images: disks.collect(),
+            namesakes: self.instances.namesakes(namespace, instance.wire_name()),
+            environment,
+            provisioner,
+        }
+    }
+
+    /// The Environment an Instance is in, by its frozen values or its spec.
+    pub fn environment_of(&self, instance: &Instance) -> Option<Arc<Environment>> {
+        let name = frozen(instance)
+            .map(|r| r.environment.as_str())
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| environment_name(&instance.spec));
+        self.environments
+            .find(instance.metadata.namespace.as_deref().unwrap_or_default(), name)
+    }
+
+    /// `None` = write the sum now (and it counts as written); else how long to wait.
+    pub fn sum_due(&self, what: &str) -> Option<Duration> {
+        let mut summed = lock(&self.summed);
+        let now = Instant::now();
+        match summed.get(what).map(|last| *last + SUM_PERIOD) {
+            Some(due) if due > now => Some(due - now),
+            Some(_) | None => {
+                summed.insert(what.to_owned(), now);
+                None
+            }
+        }
+    }
+
+    /// An Instance changed.
+    pub fn instance_changed(&self, change: &Change<Instance>) {
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let key = ObjectKey::of(&**any);
+        self.queue.add(Key::Instance(key.clone()));
+        // The name it had is free: another may want it.
+        if let Some(old) = &change.old
+            && change
+                .new
+                .as_ref()
+                .is_none_or(|new| new.wire_name() != old.wire_name())
+        {
+            for other in self.instances.namesakes(&key.namespace, old.wire_name()) {
+                self.queue.add(Key::Instance(ObjectKey::of(&*other)));
+            }
+        }
+        let sides = [change.old.as_ref(), change.new.as_ref()];
+        let moved =
+            |f: fn(&Instance) -> Option<&str>| sides[0].and_then(|i| f(i)) != sides[1].and_then(|i| f(i));
+        let sums = sides[0].map(|i| (ledger::bound_host(i), ledger::demand(i)))
+            != sides[1].map(|i| (ledger::bound_host(i), ledger::demand(i)));
+        if sums {
+            for host in sides.iter().flatten().filter_map(|i| i.spec.host.clone()) {
+                self.queue
+                    .add_after(Key::Host(cluster_key(&host)), Duration::from_millis(200));
+            }
+        }
+        if change.old.is_none()
+            || change.new.is_none()
+            || moved(|i| frozen(i).map(|r| r.environment.as_str()))
+        {
+            for environment in sides.iter().flatten().filter_map(|i| self.environment_of(i)) {
+                self.queue.add_after(
+                    Key::Environment(ObjectKey::of(&*environment)),
+                    Duration::from_millis(200),
+                );
+            }
+        }
+        for task in self.task_index().of(&key) {
+            self.queue.add(Key::Task(task));
+        }
+        if change.new.is_none() {
+            lock(&self.announced).remove(&any.uid().unwrap_or_default());
+        }
+        self.tell_of_room();
+    }
+
+    /// If a host got more room, those who wait for a host look again.
+    pub fn tell_of_room(&self) {
+        let mut desk = self.desk();
+        if std::mem::take(&mut desk.room) {
+            self.wake(&desk.unscheduled);
+        }
+    }
+
+    /// The binding of an Instance was not written: its room is free again.
+    pub fn forget_assumed(&self, uid: &str) {
+        let mut desk = self.desk();
+        desk.ledger.forget(uid);
+        self.wake(&desk.unscheduled);
+    }
+
+    /// An Image or a Provisioner changed.
+    pub fn reference_changed<K: Cached>(&self, change: &Change<K>) {
+        if change.alters_spec() {
+            self.wake(&self.desk().unaccepted);
+        }
+    }
+
+    /// A Host changed.
+    pub fn host_changed(&self, change: &Change<Host>) {
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let key = ObjectKey::of(&**any);
+        if change.new.is_some() {
+            self.pulse().meet(&key.name, Instant::now());
+        } else {
+            self.pulse().forget(&key.name);
+        }
+        self.queue.add(Key::Host(key));
+        if change.old.as_deref().map(placement_view) != change.new.as_deref().map(placement_view) {
+            self.wake(&self.desk().unscheduled);
+        }
+        if change.old.as_deref().map(|h| (&h.spec.section, h.wire_name()))
+            != change.new.as_deref().map(|h| (&h.spec.section, h.wire_name()))
+        {
+            self.all_groupings();
+        }
+    }
+
+    /// A Lease changed.
+    pub fn lease_changed(&self, change: &Change<Lease>) {
+        let Some(lease) = &change.new else { return };
+        let Some(host) = lease
+            .metadata
+            .name
+            .as_deref()
+            .and_then(|n| n.strip_prefix("virtshell-host-"))
+        else {
+            return;
+        };
+        let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref());
+        if self.pulse().beat(host, renewed, Instant::now()) {
+            self.queue.add(Key::Host(cluster_key(host)));
+        }
+    }
+
+    /// A Section changed.
+    pub fn section_changed(&self, change: &Change<Section>) {
+        if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
+            self.queue.add(Key::Section(ObjectKey::of(&**any)));
+        }
+        if change.alters_spec() {
+            self.all_groupings();
+            self.wake(&self.desk().unaccepted);
+            self.wake(&self.desk().unscheduled);
+        }
+    }
+
+    /// An Environment changed.
+    pub fn environment_changed(&self, change: &Change<Environment>) {
+        if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
+            self.queue.add(Key::Environment(ObjectKey::of(&**any)));
+        }
+        if change.alters_spec() {
+            self.wake(&self.desk().unaccepted);
+            self.wake(&self.desk().unscheduled);
+        }
+    }
+
+    /// A User changed.
+    pub fn user_changed(&self, change: &Change<User>) {
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let key = ObjectKey::of(&**any);
+        for group in self
+            .groups
+            .keys()
+            .into_iter()
+            .filter(|g| g.namespace == key.namespace)
+        {
+            self.queue.add(Key::Group(group));
+        }
+        self.queue.add(Key::User(key));
+    }
+
+    /// A Task changed.
+    pub fn task_changed(&self, change: &Change<Task>) {
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        self.queue.add(Key::Task(ObjectKey::of(&**any)));
+        // Whatever was behind it on the same Instances may go on.
+        let namespace = any.namespace().unwrap_or_default();
+        for target in &any.spec.targets {
+            let instance = ObjectKey {
+                namespace: namespace.clone(),
+                name: target.name.clone(),
+            };
+            for task in self.task_index().of(&instance) {
+                self.queue.add(Key::Task(task));
+            }
+        }
+    }
+
+    /// Puts every Instance of a host in line.
+    pub fn wake_instances_of(&self, host: &str) {
+        for instance in self.instances.all() {
+            if instance.spec.host.as_deref() == Some(host) {
+                self.queue.add(Key::Instance(ObjectKey::of(&*instance)));
+            }
+        }
+    }
+
+    fn all_groupings(&self) {
+        for key in self.sections.keys() {
+            self.queue.add(Key::Section(key));
+        }
+        for key in self.environments.keys() {
+            self.queue.add(Key::Environment(key));
+        }
+    }
+
+    fn wake(&self, waiting: &HashSet<ObjectKey>) {
+        for key in waiting {
+            self.queue.add(Key::Instance(key.clone()));
+        }
+    }
+}
+
+/// The key of a cluster-scoped object.
+#[must_use]
+pub fn cluster_key(name: &str) -> ObjectKey {
+    ObjectKey {
+        namespace: String::new(),
+        name: name.to_owned(),
+    }
+}
+
+/// The part of a Host that placement looks at.
+fn placement_view(host: &Host) -> impl PartialEq + '_ {
+    let status = host.status.as_ref();
+    (
+        &host.spec,
+        host.meta().deletion_timestamp.is_some(),
+        status.map(|s| (&s.capacity, &s.drivers)),
+        status.is_some_and(|s| condition::is_true(&s.conditions, READY)),
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Bookkeeping is consistent after each of its own calls; a panic elsewhere under the lock leaves it usable.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Cached for Instance {
+    fn display_name(&self) -> Option<&str> {
+        self.spec.display_name.as_deref()
+    }
+
+    fn strip(&mut self) {
+        // Only which Secret it comes from matters here (for the node's Role); user data is not for us.
+        if let Some(seed) = &mut self.spec.cloud_init {
+            seed.user_data = None;
+            seed.network_data = None;
+        }
+    }
+}
+
+impl Cached for Lease {}
+
+macro_rules! cached_by_display_name {
+    ($($kind:ty),*) => {$(
+        impl Cached for $kind {
+            fn display_name(&self) -> Option<&str> {
+                self.spec.display_name.as_deref()
+            }
+        }
+    )*};
+}
+cached_by_display_name!(Host, Section, Environment, Image, Provisioner, User, Group);
+
+impl Cached for Task {}

@@ -1,0 +1,466 @@
+//! Brings one Instance to its host: accept, resolve, place, and say so.
+//!
+//! At most two writes, in this order: (1) a merge patch, guarded by the resource version, that sets `spec.host` and the
+//! finalizer; (2) the status with the frozen values and `Scheduled=True`, which is what the node waits for. Everything
+//! after that is the node's; the controller writes again only when the spec is edited or the host falls silent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, Status};
+use virtshell_crds::{
+    Driver, Environment, FINALIZER_DOMAIN, Host, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase,
+};
+
+use super::accept::{self, Acceptance, Refusal};
+use super::cache::ObjectKey;
+use super::context::Context;
+use super::events::Level;
+use super::ledger;
+use super::placement::{self, Candidate, Reach, Request};
+use super::write::{self, Error};
+use crate::status::differs;
+
+/// Reason of `Ready=Unknown` on Instances of a silent host.
+pub const HOST_SILENT: &str = "HostSilent";
+
+/// Where an Instance goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// To this host (metadata.name), where it may be already.
+    Placed(String),
+    /// Nowhere for now.
+    Refused {
+        /// One word for the condition.
+        reason: &'static str,
+        /// What keeps it.
+        message: String,
+    },
+}
+
+/// Looks at one Instance; the answer is when to look again.
+pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
+    let Some(instance) = ctx.instances.get(key) else {
+        return Ok(None);
+    };
+    if instance.metadata.deletion_timestamp.is_some() {
+        return release(ctx, &instance).await.map(|()| None);
+    }
+    mark_silence(ctx, &instance).await?;
+    let refs = ctx.references(&instance);
+    let accepted = accept::accept(&instance, &refs);
+    let (instance, placement) = match &accepted {
+        Ok(acceptance) => bind(ctx, instance, acceptance).await?,
+        Err(_) => (instance, None),
+    };
+    report(ctx, &instance, &accepted, placement).await?;
+    super::task::make_announced(ctx, &instance).await
+}
+
+/// An Instance that is being deleted waits for its node, unless no node was ever told of it.
+async fn release(ctx: &Context, instance: &Instance) -> Result<(), Error> {
+    let mut finalizers = instance.finalizers().to_vec();
+    let held = finalizers.iter().any(|f| f == FINALIZER_DOMAIN);
+    if !held || is_scheduled(instance) {
+        return Ok(());
+    }
+    finalizers.retain(|f| f != FINALIZER_DOMAIN);
+    let patch =
+        json!({"metadata": {"resourceVersion": instance.resource_version(), "finalizers": finalizers}});
+    patch_instance(ctx, instance, &patch).await.map(drop)
+}
+
+/// Decides where the Instance goes, and writes that. Returns the Instance as it is then.
+async fn bind(
+    ctx: &Context,
+    instance: Arc<Instance>,
+    acceptance: &Acceptance,
+) -> Result<(Arc<Instance>, Option<Placement>), Error> {
+    let placement = decide(ctx, &instance, acceptance);
+    let Placement::Placed(host) = &placement else {
+        return Ok((instance, Some(placement)));
+    };
+    let held = instance.finalizers().iter().any(|f| f == FINALIZER_DOMAIN);
+    if held && instance.spec.host.as_deref() == Some(host) {
+        return Ok((instance, Some(placement)));
+    }
+    let mut finalizers = instance.finalizers().to_vec();
+    if !held {
+        finalizers.push(FINALIZER_DOMAIN.to_owned());
+    }
+    let patch = json!({
+        "metadata": {"resourceVersion": instance.resource_version(), "finalizers": finalizers},
+        "spec": {"host": host},
+    });
+    match patch_instance(ctx, &instance, &patch).await {
+        Ok(bound) => Ok((Arc::new(bound), Some(placement))),
+        Err(error) => {
+            ctx.forget_assumed(&instance.uid().unwrap_or_default());
+            Err(error)
+        }
+    }
+}
+
+/// Where the Instance goes. A new place is taken in the ledger at once.
+fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placement {
+    // Placement is final; and a domain that exists somewhere is never made a second time elsewhere.
+    let there = instance.status.as_ref().and_then(|s| s.host.clone());
+    let host = instance.spec.host.clone().or(there);
+    if let (Some(host), true) = (&host, is_scheduled(instance)) {
+        return Placement::Placed(host.clone());
+    }
+    let started = std::time::Instant::now();
+    let placement = match &host {
+        Some(host) => check_pinned(ctx, instance, acceptance, host),
+        None => choose(ctx, instance, acceptance),
+    };
+    let result = match placement {
+        Placement::Placed(_) => "placed",
+        Placement::Refused { .. } => "refused",
+    };
+    ctx.metrics.placed(result, started.elapsed().as_secs_f64());
+    placement
+}
+
+fn choose(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placement {
+    let request = request(instance, acceptance);
+    let environment = ctx.environment_of(instance);
+    let hosts = ctx.hosts.all();
+    let mut candidates: Vec<Candidate<'_>> = hosts
+        .iter()
+        .map(|host| candidate(ctx, host, environment.as_deref(), request.driver))
+        .collect();
+    let uid = instance.uid().unwrap_or_default();
+    let mut desk = ctx.desk();
+    for candidate in &mut candidates {
+        candidate.used = desk.ledger.used_by_others(candidate.name, &uid);
+    }
+    match placement::place(&request, &candidates) {
+        Ok(host) => {
+            desk.ledger.assume(&uid, host, request.demand);
+            Placement::Placed(host.to_owned())
+        }
+        Err(refusal) => Placement::Refused {
+            reason: "Unschedulable",
+            message: refusal.to_string(),
+        },
+    }
+}
+
+fn check_pinned(ctx: &Context, instance: &Instance, acceptance: &Acceptance, name: &str) -> Placement {
+    let Some(host) = ctx.hosts.get(&super::context::cluster_key(name)) else {
+        return Placement::Refused {
+            reason: "HostNotFound",
+            message: format!("host {name} not found"),
+        };
+    };
+    let request = request(instance, acceptance);
+    let environment = ctx.environment_of(instance);
+    let mut candidate = candidate(ctx, &host, environment.as_deref(), request.driver);
+    let uid = instance.uid().unwrap_or_default();
+    let mut desk = ctx.desk();
+    candidate.used = desk.ledger.used_by_others(name, &uid);
+    match placement::check(&request, &candidate) {
+        Ok(()) => {
+            desk.ledger.assume(&uid, name, request.demand);
+            Placement::Placed(name.to_owned())
+        }
+        Err(unfit) => Placement::Refused {
+            reason: "PinnedHostUnfit",
+            message: placement::explain(&request, name, unfit),
+        },
+    }
+}
+
+fn request<'a>(instance: &Instance, acceptance: &'a Acceptance) -> Request<'a> {
+    let resolved = &acceptance.resolved;
+    let mut demand = ledger::demand(instance);
+    demand.cpus = resolved.cpus.unwrap_or(demand.cpus);
+    demand.memory_mib = resolved.memory_mib.unwrap_or(demand.memory_mib);
+    demand.disk_mib = resolved.disk_mib.unwrap_or_default()
+        + instance.spec.disks.iter().filter_map(|d| d.size_mib).sum::<i64>();
+    Request {
+        environment: &resolved.environment,
+        driver: resolved.driver.unwrap_or(Driver::Kvm),
+        host_type: resolved.host_type.unwrap_or_default(),
+        demand,
+    }
+}
+
+fn candidate<'a>(
+    ctx: &Context,
+    host: &'a Host,
+    environment: Option<&Environment>,
+    driver: Driver,
+) -> Candidate<'a> {
+    let spec = &host.spec;
+    let status = host.status.as_ref();
+    let name = host.metadata.name.as_deref().unwrap_or_default();
+    let capacity = status.and_then(|s| s.capacity.as_ref());
+    let offers_driver = if spec.drivers.is_empty() {
+        status.is_some_and(|s| s.drivers.contains(&driver))
+    } else {
+        spec.drivers
+            .iter()
+            .any(|d| d.0.eq_ignore_ascii_case(driver.as_str()))
+    };
+    let declared = |own: i64, reported: Option<i64>| {
+        if own > 0 {
+            own
+        } else {
+            reported.unwrap_or_default()
+        }
+    };
+    Candidate {
+        name,
+        reach: environment.map_or(Reach::Outside, |e| super::grouping::reach(ctx, e, host)),
+        enabled: spec.enabled && host.metadata.deletion_timestamp.is_none(),
+        type_: spec.type_,
+        offers_driver,
+        ready: status.is_some_and(|s| condition::is_true(&s.conditions, READY))
+            && !ctx.pulse().is_silent(name, Instant::now()),
+        memory_mib: declared(spec.memory_mib, capacity.map(|c| c.memory_mib)),
+        disk_mib: declared(spec.disk_mib, capacity.map(|c| c.disk_mib)),
+        used: placement::Used::default(),
+    }
+}
+
+/// Writes the status when it differs, and tells people what changed.
+async fn report(
+    ctx: &Context,
+    instance: &Instance,
+    accepted: &Result<Acceptance, Refusal>,
+    placement: Option<Placement>,
+) -> Result<(), Error> {
+    if let (Some(Placement::Placed(host)), false) = (&placement, is_scheduled(instance)) {
+        // The node may ask for the Secret as soon as it sees Scheduled=True.
+        super::identity::allow_secret(ctx, instance, host).await?;
+    }
+    let status = desired_status(instance, accepted, placement.as_ref());
+    let present = json!(instance.status);
+    let mut owned = vec!["resolved", "tags", "conditions"];
+    if !node_reports(instance) {
+        owned.extend(["phase", "message", "observedGeneration"]);
+    }
+    if !differs(&present, &status, &owned) {
+        return Ok(());
+    }
+    let api: Api<Instance> = api(ctx, instance);
+    let name = instance.name_any();
+    let written = write::apply_as_read(&api, instance, MANAGER_CONTROLLER, &status)
+        .await
+        .map_err(Error::api(format!("write the status of instance {name}")))?;
+    ctx.metrics.wrote("Instance");
+    tell(ctx, instance, accepted, placement.as_ref());
+    ctx.stored_instance(written);
+    Ok(())
+}
+
+/// All that the controller's field manager owns in the status of an Instance.
+fn desired_status(
+    instance: &Instance,
+    accepted: &Result<Acceptance, Refusal>,
+    placement: Option<&Placement>,
+) -> Value {
+    let generation = instance.metadata.generation;
+    let now = write::now();
+    let present = instance.status.as_ref();
+    let condition = |type_, status, reason: &str, message: &str| {
+        condition::condition(type_, status, reason, message, generation, now.clone())
+    };
+    let accepted_condition = match accepted {
+        Ok(_) => condition(ACCEPTED, Status::True, "Valid", ""),
+        Err(refusal) => condition(ACCEPTED, Status::False, refusal.reason, &refusal.message),
+    };
+    let (scheduled, phase, message) = match (placement, accepted) {
+        (Some(Placement::Placed(_)), _) => (
+            condition(SCHEDULED, Status::True, "Placed", ""),
+            Phase::Creating,
+            String::new(),
+        ),
+        (Some(Placement::Refused { reason, message }), _) => (
+            condition(SCHEDULED, Status::False, reason, message),
+            Phase::Pending,
+            message.clone(),
+        ),
+        // An edit that makes no sense does not undo a placement.
+        (None, Err(refusal)) if is_scheduled(instance) => (
+            condition(SCHEDULED, Status::True, "Placed", ""),
+            Phase::Creating,
+            refusal.message.clone(),
+        ),
+        (None, Err(refusal)) => (
+            condition(SCHEDULED, Status::False, "NotAccepted", ""),
+            Phase::Pending,
+            refusal.message.clone(),
+        ),
+        (None, Ok(_)) => (
+            condition(SCHEDULED, Status::Unknown, "Undecided", ""),
+            Phase::Pending,
+            String::new(),
+        ),
+    };
+    let (resolved, tags) = match accepted {
+        Ok(acceptance) => (Some(&acceptance.resolved), Some(&acceptance.tags)),
+        Err(_) => (
+            present.and_then(|s| s.resolved.as_ref()),
+            present.map(|s| &s.tags),
+        ),
+    };
+    let conditions = present.map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let mut status = json!({
+        "tags": tags.cloned().unwrap_or_default(),
+        "conditions": write::conditions(conditions, [accepted_condition, scheduled]),
+    });
+    if let Some(resolved) = resolved {
+        status["resolved"] = json!(resolved);
+    }
+    if !node_reports(instance) {
+        status["phase"] = json!(phase);
+        status["message"] = json!(message);
+        status["observedGeneration"] = json!(generation);
+    }
+    status
+}
+
+/// From its first report on, phase, message and observed generation are the node's.
+fn node_reports(instance: &Instance) -> bool {
+    instance.status.as_ref().is_some_and(|s| s.host.is_some())
+}
+
+fn is_scheduled(instance: &Instance) -> bool {
+    instance
+        .status
+        .as_ref()
+        .is_some_and(|s| condition::is_true(&s.conditions, SCHEDULED))
+}
+
+fn tell(
+    ctx: &Context,
+    instance: &Instance,
+    accepted: &Result<Acceptance, Refusal>,
+    placement: Option<&Placement>,
+) {
+    let present = instance
+        .status
+        .as_ref()
+        .map(|s| s.conditions.as_slice())
+        .unwrap_or_default();
+    let news = |type_, status: Status, reason: &str, message: &str| {
+        condition::find(present, type_)
+            .is_none_or(|c| c.status != status.as_str() || c.reason != reason || c.message != message)
+    };
+    let events = &ctx.events;
+    if let Err(refusal) = accepted
+        && news(ACCEPTED, Status::False, refusal.reason, &refusal.message)
+    {
+        events.say(
+            instance,
+            Level::Warning,
+            "Accept",
+            refusal.reason,
+            &refusal.message,
+        );
+    }
+    match placement {
+        Some(Placement::Placed(host)) if !is_scheduled(instance) => {
+            tracing::info!(
+                instance.namespace = instance.namespace(),
+                instance.name = instance.name_any(),
+                host.name = host,
+                "placed"
+            );
+            events.say(
+                instance,
+                Level::Normal,
+                "Place",
+                "Scheduled",
+                &format!("placed on host {host}"),
+            );
+        }
+        // The numbers in the message change often; the reason seldom.
+        Some(Placement::Refused { reason, message })
+            if condition::find(present, SCHEDULED).is_none_or(|c| c.reason != *reason) =>
+        {
+            events.say(instance, Level::Warning, "Place", "FailedScheduling", message);
+        }
+        Some(_) | None => {}
+    }
+}
+
+/// `Ready=Unknown` while the host is silent, taken back when it speaks again. It is the node's condition: this is written
+/// under a manager of its own, once per silence, so that the two never fight.
+async fn mark_silence(ctx: &Context, instance: &Arc<Instance>) -> Result<(), Error> {
+    let Some(host) = ledger::bound_host(instance) else {
+        return Ok(());
+    };
+    let ready = instance
+        .status
+        .as_ref()
+        .and_then(|s| condition::find(&s.conditions, READY));
+    let marked = ready.is_some_and(|c| c.reason == HOST_SILENT);
+    let silent = ctx.pulse().is_silent(host, Instant::now());
+    let uid = instance.uid().unwrap_or_default();
+    let status = if silent && !marked && ctx.pulse().tell(host, &uid) {
+        let message = format!(
+            "host {host} has not been heard of for {} s",
+            super::pulse::SILENCE.as_secs()
+        );
+        let condition = condition::condition(
+            READY,
+            Status::Unknown,
+            HOST_SILENT,
+            message,
+            instance.metadata.generation,
+            write::now(),
+        );
+        json!({"conditions": [condition]})
+    } else if !silent && marked {
+        json!({})
+    } else {
+        return Ok(());
+    };
+    let written =
+        crate::status::apply(&api(ctx, instance), &**instance, MANAGER_CONTROLLER_LOST, &status).await;
+    match written {
+        Ok(written) => {
+            ctx.metrics.wrote("Instance");
+            ctx.stored_instance(written);
+            Ok(())
+        }
+        Err(error) => {
+            ctx.pulse().untell(host, &uid);
+            Err(Error::api(format!(
+                "mark instance {} of silent host {host}",
+                instance.name_any()
+            ))(error))
+        }
+    }
+}
+
+/// A merge patch as this controller; the answer goes to the cache and comes back.
+pub async fn patch_instance(ctx: &Context, instance: &Instance, patch: &Value) -> Result<Instance, Error> {
+    let params = PatchParams {
+        field_manager: Some(MANAGER_CONTROLLER.to_owned()),
+        ..PatchParams::default()
+    };
+    let name = instance.name_any();
+    let patched = api(ctx, instance)
+        .patch(&name, &params, &Patch::Merge(patch))
+        .await
+        .map_err(Error::api(format!("patch instance {name}")))?;
+    ctx.metrics.wrote("Instance");
+    ctx.stored_instance(patched.clone());
+    Ok(patched)
+}
+
+fn api(ctx: &Context, instance: &Instance) -> Api<Instance> {
+    Api::namespaced(ctx.client.clone(), &instance.namespace().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

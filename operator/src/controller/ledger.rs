@@ -1,0 +1,271 @@
+//! What every host has given away: by Instances that are bound, and by those whose binding is on its way.
+//!
+//! Placement reads and writes the ledger under one lock, so that two Instances never get the same memory while the watch
+//! is still catching up (kube-scheduler's "assumed" pods). Sums are kept up to date: a decision costs nothing per
+//! Instance.
+
+use std::collections::HashMap;
+
+use kube::ResourceExt;
+use virtshell_crds::resolve::{DEFAULT_CPUS, DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB};
+use virtshell_crds::{FINALIZER_DOMAIN, Instance};
+
+use super::cache::Change;
+use super::placement::{Demand, Used};
+
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    host: String,
+    demand: Demand,
+    /// Decided, but not yet seen in the cache.
+    assumed: bool,
+}
+
+/// Who takes what where.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    entries: HashMap<String, Entry>,
+    used: HashMap<String, Used>,
+}
+
+impl Ledger {
+    /// What is taken on a host.
+    #[must_use]
+    pub fn used(&self, host: &str) -> Used {
+        self.used.get(host).copied().unwrap_or_default()
+    }
+
+    /// What is taken on a host by others than the Instance `uid`.
+    #[must_use]
+    pub fn used_by_others(&self, host: &str, uid: &str) -> Used {
+        let mut used = self.used(host);
+        if let Some(entry) = self.entries.get(uid)
+            && entry.host == host
+        {
+            used.remove(entry.demand);
+        }
+        used
+    }
+
+    /// Counts an Instance on a host before its binding is written.
+    pub fn assume(&mut self, uid: &str, host: &str, demand: Demand) {
+        self.set(
+            uid,
+            Entry {
+                host: host.to_owned(),
+                demand,
+                assumed: true,
+            },
+        );
+    }
+
+    /// The binding was not written: counts the Instance no more, unless the cache has shown it bound.
+    pub fn forget(&mut self, uid: &str) {
+        if self.entries.get(uid).is_some_and(|entry| entry.assumed) {
+            self.remove(uid);
+        }
+    }
+
+    /// Follows the cache. Returns whether a host has more room than before.
+    pub fn observe(&mut self, change: &Change<Instance>) -> bool {
+        if let (Some(old), Some(new)) = (&change.old, &change.new)
+            && old.metadata.uid != new.metadata.uid
+        {
+            self.remove(&old.uid().unwrap_or_default());
+        }
+        match &change.new {
+            None => change
+                .old
+                .as_ref()
+                .is_some_and(|old| self.remove(&old.uid().unwrap_or_default())),
+            Some(instance) => {
+                let uid = instance.uid().unwrap_or_default();
+                match bound_host(instance) {
+                    Some(host) => {
+                        // Until the values are frozen, the decision that bound it knows them better.
+                        let demand = match self.entries.get(&uid) {
+                            Some(entry) if !is_resolved(instance) => entry.demand,
+                            Some(_) | None => demand(instance),
+                        };
+                        self.set(
+                            &uid,
+                            Entry {
+                                host: host.to_owned(),
+                                demand,
+                                assumed: false,
+                            },
+                        )
+                    }
+                    None if self.entries.get(&uid).is_some_and(|entry| entry.assumed) => false,
+                    None => self.remove(&uid),
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, uid: &str, entry: Entry) -> bool {
+        let (host, demand) = (entry.host.clone(), entry.demand);
+        let previous = self.entries.insert(uid.to_owned(), entry);
+        let mut freed = false;
+        if let Some(previous) = previous {
+            freed = previous.host != host
+                || previous.demand.memory_mib > demand.memory_mib
+                || previous.demand.disk_mib > demand.disk_mib;
+            self.take_off(&previous);
+        }
+        self.used.entry(host).or_default().add(demand);
+        freed
+    }
+
+    fn remove(&mut self, uid: &str) -> bool {
+        let Some(entry) = self.entries.remove(uid) else {
+            return false;
+        };
+        self.take_off(&entry);
+        true
+    }
+
+    fn take_off(&mut self, entry: &Entry) {
+        if let Some(used) = self.used.get_mut(&entry.host) {
+            used.remove(entry.demand);
+            if used.instances == 0 {
+                self.used.remove(&entry.host);
+            }
+        }
+    }
+}
+
+/// The host that keeps room for an Instance: bound with the finalizer, by a decision of ours; a mere pin counts nothing.
+#[must_use]
+pub fn bound_host(instance: &Instance) -> Option<&str> {
+    let held = instance.finalizers().iter().any(|f| f == FINALIZER_DOMAIN);
+    instance.spec.host.as_deref().filter(|_| held)
+}
+
+fn is_resolved(instance: &Instance) -> bool {
+    instance.status.as_ref().is_some_and(|s| s.resolved.is_some())
+}
+
+/// What an Instance takes: its frozen values, else its own, else the defaults.
+#[must_use]
+pub fn demand(instance: &Instance) -> Demand {
+    let resolved = instance.status.as_ref().and_then(|s| s.resolved.as_ref());
+    let spec = &instance.spec;
+    let root = resolved
+        .and_then(|r| r.disk_mib)
+        .or(spec.disk_mib)
+        .unwrap_or(DEFAULT_DISK_MIB);
+    Demand {
+        cpus: resolved
+            .and_then(|r| r.cpus)
+            .or(spec.cpus)
+            .unwrap_or(DEFAULT_CPUS),
+        memory_mib: resolved
+            .and_then(|r| r.memory_mib)
+            .or(spec.memory_mib)
+            .unwrap_or(DEFAULT_MEMORY_MIB),
+        disk_mib: root + spec.disks.iter().filter_map(|d| d.size_mib).sum::<i64>(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::controller::testing::Random;
+    use serde_json::json;
+
+    fn instance(uid: &str, host: Option<&str>, memory: i64) -> Arc<Instance> {
+        let finalizers: Vec<&str> = host.iter().map(|_| FINALIZER_DOMAIN).collect();
+        Arc::new(
+            serde_json::from_value(json!({
+                "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance",
+                "metadata": {"name": uid, "uid": uid, "finalizers": finalizers},
+                "spec": {"blank": true, "host": host, "memoryMiB": memory, "diskMiB": 10},
+                "status": {"resolved": {"memoryMiB": memory, "cpus": 1, "diskMiB": 10}},
+            }))
+            .unwrap(),
+        )
+    }
+
+    fn seen(new: Option<Arc<Instance>>, old: Option<Arc<Instance>>) -> Change<Instance> {
+        Change { old, new }
+    }
+
+    const DEMAND: Demand = Demand {
+        cpus: 1,
+        memory_mib: 100,
+        disk_mib: 10,
+    };
+
+    #[test]
+    fn an_assumption_holds_until_the_cache_agrees_or_it_is_forgotten() {
+        let mut ledger = Ledger::default();
+        ledger.assume("u", "h", DEMAND);
+        let unbound = instance("u", None, 100);
+        assert!(!ledger.observe(&seen(Some(unbound.clone()), None)));
+        assert_eq!(
+            ledger.used("h").memory_mib,
+            100,
+            "an older event does not undo it"
+        );
+        let bound = instance("u", Some("h"), 100);
+        ledger.observe(&seen(Some(bound.clone()), Some(unbound)));
+        ledger.forget("u");
+        assert_eq!(ledger.used("h").memory_mib, 100, "seen bound: not forgotten");
+        assert_eq!(ledger.used_by_others("h", "u"), Used::default());
+        assert!(ledger.observe(&seen(None, Some(bound))));
+        assert_eq!(ledger.used("h"), Used::default());
+        ledger.assume("v", "h", DEMAND);
+        ledger.forget("v");
+        assert_eq!(ledger.used("h"), Used::default());
+    }
+
+    #[test]
+    fn room_appears_when_something_goes_or_shrinks() {
+        let mut ledger = Ledger::default();
+        let (big, small) = (instance("u", Some("h"), 200), instance("u", Some("h"), 100));
+        assert!(!ledger.observe(&seen(Some(small.clone()), None)));
+        assert!(!ledger.observe(&seen(Some(big.clone()), Some(small.clone()))));
+        assert!(ledger.observe(&seen(Some(small), Some(big))));
+    }
+
+    /// Whatever happens in whatever order, the sums are those of the entries.
+    #[test]
+    fn sums_agree_with_entries() {
+        let (uids, hosts) = (["a", "b", "c", "d", "e"], ["x", "y", "z"]);
+        for seed in 0..500 {
+            let random = &mut Random::new(seed);
+            let mut ledger = Ledger::default();
+            for _ in 0..60 {
+                let (uid, host) = (uids[random.below(5) as usize], hosts[random.below(3) as usize]);
+                let memory = random.below(500) as i64;
+                match random.below(4) {
+                    0 => ledger.assume(
+                        uid,
+                        host,
+                        Demand {
+                            memory_mib: memory,
+                            ..DEMAND
+                        },
+                    ),
+                    1 => ledger.forget(uid),
+                    2 => {
+                        ledger.observe(&seen(Some(instance(uid, Some(host), memory)), None));
+                    }
+                    _ => {
+                        ledger.observe(&seen(None, Some(instance(uid, Some(host), memory))));
+                    }
+                }
+            }
+            for host in hosts {
+                let mut sum = Used::default();
+                for entry in ledger.entries.values().filter(|e| e.host == host) {
+                    sum.add(entry.demand);
+                }
+                assert_eq!(ledger.used(host), sum, "seed {seed}");
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Which hosts are alive, by this controller's own clock.
+//!
+//! Pure. A host lives when its Lease changes; how late its clock or ours is does not matter. A controller that has just
+//! begun to lead gives every host a full period before it calls one silent.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use tokio::time::Instant;
+
+/// How long a host may be silent. Four renewals: agents renew every 10 s.
+pub const SILENCE: Duration = Duration::from_secs(40);
+
+#[derive(Debug)]
+struct Beat {
+    renewed: Option<MicroTime>,
+    at: Instant,
+}
+
+/// The last sign of life of every host.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    beats: HashMap<String, Beat>,
+    /// Instances (uid) that were told that their host is silent, by host.
+    told: HashMap<String, HashSet<String>>,
+}
+
+impl Pulse {
+    /// A host was seen for the first time; its period begins now.
+    pub fn meet(&mut self, host: &str, now: Instant) {
+        self.beats.entry(host.to_owned()).or_insert(Beat {
+            renewed: None,
+            at: now,
+        });
+    }
+
+    /// The host's Lease as it is now. Returns whether the host was silent until then.
+    pub fn beat(&mut self, host: &str, renewed: Option<&MicroTime>, now: Instant) -> bool {
+        let was_silent = self.is_silent(host, now);
+        let beat = self.beats.entry(host.to_owned()).or_insert(Beat {
+            renewed: None,
+            at: now,
+        });
+        if renewed.is_none() || beat.renewed.as_ref() == renewed {
+            return false;
+        }
+        *beat = Beat {
+            renewed: renewed.cloned(),
+            at: now,
+        };
+        if was_silent {
+            self.told.remove(host);
+        }
+        was_silent
+    }
+
+    /// The host is no more.
+    pub fn forget(&mut self, host: &str) {
+        self.beats.remove(host);
+        self.told.remove(host);
+    }
+
+    /// Whether nothing has been heard of the host for too long. A host that was never met is.
+    #[must_use]
+    pub fn is_silent(&self, host: &str, now: Instant) -> bool {
+        self.until_silent(host, now).is_none()
+    }
+
+    /// When the host will count as silent if it stays so; `None` when it does already.
+    #[must_use]
+    pub fn until_silent(&self, host: &str, now: Instant) -> Option<Duration> {
+        let beat = self.beats.get(host)?;
+        let left = (beat.at + SILENCE).checked_duration_since(now)?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether to tell this Instance that its host is silent: once per silence. If its node writes all the same, the
+    /// node knows better.
+    pub fn tell(&mut self, host: &str, uid: &str) -> bool {
+        self.told
+            .entry(host.to_owned())
+            .or_default()
+            .insert(uid.to_owned())
+    }
+
+    /// The Instance could not be told.
+    pub fn untell(&mut self, host: &str, uid: &str) {
+        if let Some(told) = self.told.get_mut(host) {
+            told.remove(uid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn renewed(second: i64) -> MicroTime {
+        MicroTime(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())
+    }
+
+    #[test]
+    fn only_a_changed_lease_is_a_sign_of_life() {
+        let start = Instant::now();
+        let at = |second: u64| start + Duration::from_secs(second);
+        let mut pulse = Pulse::default();
+        assert!(pulse.is_silent("h", start), "never met");
+        pulse.meet("h", start);
+        // A clock far in the past or future is as good as any.
+        assert!(!pulse.beat("h", Some(&renewed(5)), at(1)));
+        assert!(!pulse.beat("h", Some(&renewed(5)), at(30)));
+        assert_eq!(pulse.until_silent("h", at(31)), Some(Duration::from_secs(10)));
+        assert!(pulse.is_silent("h", at(41)));
+        assert!(
+            !pulse.beat("h", Some(&renewed(5)), at(42)),
+            "the same Lease again"
+        );
+        pulse.meet("h", at(43));
+        assert!(pulse.is_silent("h", at(43)), "meeting again is no sign of life");
+        assert!(pulse.beat("h", Some(&renewed(4)), at(50)), "back");
+        assert!(!pulse.is_silent("h", at(89)));
+    }
+
+    #[test]
+    fn an_instance_is_told_once_per_silence() {
+        let start = Instant::now();
+        let mut pulse = Pulse::default();
+        pulse.meet("h", start);
+        let late = start + 2 * SILENCE;
+        assert!(pulse.tell("h", "u"));
+        assert!(!pulse.tell("h", "u"));
+        assert!(pulse.beat("h", Some(&renewed(1)), late));
+        assert!(pulse.tell("h", "u"), "a new silence");
+    }
+}

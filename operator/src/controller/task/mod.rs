@@ -1,0 +1,585 @@
+//! Performs Tasks and says how far they are.
+//!
+//! [`outcome`] decides; here its answer is carried out: the power of Instances is written to their spec, a half-done REST
+//! delete is finished, the Task's status follows. Records that clients keep (`manual: true`) are left alone. Finished
+//! work is removed after [`RETENTION`].
+
+pub mod outcome;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
+use serde_json::json;
+use virtshell_crds::task::{TargetGeneration, TaskHistory, TaskTarget};
+use virtshell_crds::{
+    ANNOTATION_CREATE_TASK, ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, MANAGER_CONTROLLER,
+    PowerState, Task, TaskSpec, TaskState, TaskStatus,
+};
+
+use super::accept;
+use super::cache::{Change, ObjectKey};
+use super::context::Context;
+use super::instance::patch_instance;
+use super::write::{self, Error};
+use outcome::{Outcome, Standing, Target, Work};
+
+/// How long finished work is kept.
+pub const RETENTION: Duration = Duration::from_hours(7 * 24);
+/// How long a change of power may take.
+const POWER_LIMIT: Duration = Duration::from_mins(15);
+/// How long the gateway has for the second half of a request before the controller does it.
+const SECOND_HALF: Duration = Duration::from_secs(5);
+/// Older Instances have had their Task, or nobody waits for it any more.
+const ANNOUNCEMENT: Duration = Duration::from_mins(10);
+/// Previous states that a Task keeps.
+const HISTORY: usize = 100;
+
+/// Unfinished work by the Instances it is done to; follows the cache change by change.
+#[derive(Debug, Default)]
+pub struct Index {
+    by_instance: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
+}
+
+impl Index {
+    /// Follows the cache.
+    pub fn observe(&mut self, change: &Change<Task>) {
+        if let Some(old) = &change.old {
+            let key = ObjectKey::of(&**old);
+            for instance in targets_of(old) {
+                if let Some(tasks) = self.by_instance.get_mut(&instance) {
+                    tasks.remove(&key);
+                    if tasks.is_empty() {
+                        self.by_instance.remove(&instance);
+                    }
+                }
+            }
+        }
+        if let Some(new) = &change.new
+            && !new.spec.manual
+            && !is_finished(new)
+        {
+            for instance in targets_of(new) {
+                self.by_instance
+                    .entry(instance)
+                    .or_default()
+                    .insert(ObjectKey::of(&**new));
+            }
+        }
+    }
+
+    /// Unfinished work on an Instance.
+    #[must_use]
+    pub fn of(&self, instance: &ObjectKey) -> Vec<ObjectKey> {
+        self.by_instance
+            .get(instance)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+}
+
+fn targets_of(task: &Task) -> Vec<ObjectKey> {
+    let namespace = task.namespace().unwrap_or_default();
+    let targets = task.spec.targets.iter().filter(|t| t.kind == "Instance");
+    targets
+        .map(|target| ObjectKey {
+            namespace: namespace.clone(),
+            name: target.name.clone(),
+        })
+        .collect()
+}
+
+/// Whether it ended and nobody has asked for another try.
+fn is_finished(task: &Task) -> bool {
+    let status = task.status.as_ref();
+    let ended = matches!(
+        status.and_then(|s| s.state),
+        Some(TaskState::Succeeded | TaskState::Failed)
+    );
+    ended && status.and_then(|s| s.observed_retry).unwrap_or_default() >= task.spec.retry
+}
+
+/// Looks at one Task; the answer is when to look again.
+pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
+    let Some(task) = ctx.tasks.get(key) else {
+        return Ok(None);
+    };
+    if task.spec.manual || task.metadata.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    if is_finished(&task) {
+        return expire(ctx, &task).await;
+    }
+    let now = Timestamp::now();
+    let status = begun(&task, now);
+    let Some(work) = Work::of(&task.spec.type_) else {
+        let log = format!("{} is not available yet", task.spec.type_);
+        let outcome = Outcome {
+            state: TaskState::Failed,
+            ..outcome::outcome(&[(String::new(), Standing::Failed(log))], false, 0)
+        };
+        return report(ctx, &task, status, outcome, now).await.map(|()| None);
+    };
+    let (status, targets) = perform(ctx, &task, work, status).await?;
+    let limit = limit(&task, work);
+    let age = age(
+        status
+            .started_at
+            .as_ref()
+            .or(task.metadata.creation_timestamp.as_ref()),
+        now,
+    );
+    let mut outcome = outcome::outcome(&targets, age >= limit, limit.as_secs() as i64);
+    if outcome.state == TaskState::Succeeded {
+        work.last_stage().clone_into(&mut outcome.stage);
+    }
+    let unfinished = matches!(outcome.state, TaskState::Pending | TaskState::InProgress);
+    let acts = targets.iter().any(|(_, s)| *s == Standing::Act);
+    report(ctx, &task, status, outcome, now).await?;
+    let next = if acts {
+        SECOND_HALF
+    } else {
+        limit.saturating_sub(age)
+    };
+    Ok(unfinished.then(|| next.max(Duration::from_secs(1))))
+}
+
+/// The status to work on: as it is, or emptied for another try.
+fn begun(task: &Task, now: Timestamp) -> TaskStatus {
+    let status = task.status.clone().unwrap_or_default();
+    if status.observed_retry.unwrap_or_default() >= task.spec.retry {
+        return status;
+    }
+    TaskStatus {
+        observed_retry: Some(task.spec.retry),
+        state: Some(TaskState::Pending),
+        // The clock of the new try begins.
+        started_at: Some(Time(now)),
+        last_update: Some(Time(now)),
+        history: with_history(&status),
+        conditions: status.conditions,
+        ..TaskStatus::default()
+    }
+}
+
+/// Judges every target, and makes the writes that are due. Generations that this gave are in the status.
+async fn perform(
+    ctx: &Context,
+    task: &Task,
+    work: Work,
+    mut status: TaskStatus,
+) -> Result<(TaskStatus, Vec<(String, Standing)>), Error> {
+    let mut standings = Vec::with_capacity(task.spec.targets.len());
+    let token = token(task);
+    for target in &task.spec.targets {
+        let instance = find_target(ctx, task, target).await?;
+        let name = instance
+            .as_ref()
+            .map_or(target.name.as_str(), |i| i.wire_name())
+            .to_owned();
+        let judge = |instance: Option<&Instance>, status: &TaskStatus| {
+            outcome::standing(
+                work,
+                &token,
+                task.spec.retry > 0,
+                &Target {
+                    name: &name,
+                    instance,
+                    written: status
+                        .generations
+                        .iter()
+                        .find(|g| g.name == target.name)
+                        .map(|g| g.generation),
+                    must_wait: work.is_power() && must_wait(ctx, task, target),
+                },
+            )
+        };
+        let mut standing = judge(instance.as_deref(), &status);
+        if let (Standing::Act, Some(instance)) = (&standing, &instance)
+            && let Some(written) = act(ctx, task, work, instance, &token).await?
+        {
+            status.generations.push(TargetGeneration {
+                name: target.name.clone(),
+                generation: written.metadata.generation.unwrap_or_default(),
+            });
+            standing = judge(Some(&written), &status);
+        }
+        standings.push((name, standing));
+    }
+    Ok((status, standings))
+}
+
+/// The Instance that a target means. What the cache does not show is asked for: the Task may have come first.
+async fn find_target(
+    ctx: &Context,
+    task: &Task,
+    target: &TaskTarget,
+) -> Result<Option<Arc<Instance>>, Error> {
+    let namespace = task.namespace().unwrap_or_default();
+    let key = ObjectKey {
+        namespace: namespace.clone(),
+        name: target.name.clone(),
+    };
+    let is_meant = |i: &Instance| target.uid.is_none() || i.metadata.uid == target.uid;
+    if let Some(instance) = ctx.instances.get(&key)
+        && is_meant(&instance)
+    {
+        return Ok(Some(instance));
+    }
+    let api: Api<Instance> = Api::namespaced(ctx.client.clone(), &namespace);
+    let found = api
+        .get_opt(&target.name)
+        .await
+        .map_err(Error::api(format!("read instance {}", target.name)))?;
+    Ok(found.filter(is_meant).map(Arc::new))
+}
+
+/// Whether earlier power work on the same Instance is still going on.
+fn must_wait(ctx: &Context, task: &Task, target: &TaskTarget) -> bool {
+    let instance = ObjectKey {
+        namespace: task.namespace().unwrap_or_default(),
+        name: target.name.clone(),
+    };
+    let others = ctx.task_index().of(&instance);
+    others.iter().filter_map(|key| ctx.tasks.get(key)).any(|other| {
+        other.metadata.uid != task.metadata.uid
+            && Work::of(&other.spec.type_).is_some_and(Work::is_power)
+            && order(&other) < order(task)
+    })
+}
+
+/// Creation time, then microseconds where REST wrote them, then name.
+fn order(task: &Task) -> (Option<Time>, String, String) {
+    let exact = task
+        .annotations()
+        .get(ANNOTATION_CREATED_AT)
+        .cloned()
+        .unwrap_or_default();
+    (task.metadata.creation_timestamp.clone(), exact, task.name_any())
+}
+
+/// Makes the write that a target needs. `None` = it is not time for it yet.
+async fn act(
+    ctx: &Context,
+    task: &Task,
+    work: Work,
+    instance: &Instance,
+    token: &str,
+) -> Result<Option<Instance>, Error> {
+    let spec = match work {
+        // The gateway's edit was there before the Task: its generation is what counts.
+        Work::Update => return Ok(Some(instance.clone())),
+        Work::Delete => {
+            if age(task.metadata.creation_timestamp.as_ref(), Timestamp::now()) < SECOND_HALF {
+                return Ok(None);
+            }
+            return delete(ctx, instance).await.map(|()| None);
+        }
+        // Another try of what failed begins at the failed step.
+        Work::Create => json!({"restartToken": token}),
+        Work::Start if failed(instance) => json!({"powerState": PowerState::Running, "restartToken": token}),
+        Work::Start => json!({"powerState": PowerState::Running}),
+        Work::Stop => json!({"powerState": PowerState::Stopped, "stopMode": "Graceful"}),
+        Work::Restart => {
+            json!({"powerState": PowerState::Running, "restartToken": token, "restartMode": "Graceful"})
+        }
+    };
+    // The uid makes sure that a namesake is not meant.
+    let patch = json!({"metadata": {"uid": instance.uid()}, "spec": spec});
+    patch_instance(ctx, instance, &patch).await.map(Some)
+}
+
+fn failed(instance: &Instance) -> bool {
+    instance.status.as_ref().and_then(|s| s.phase) == Some(virtshell_crds::Phase::Failed)
+}
+
+async fn delete(ctx: &Context, instance: &Instance) -> Result<(), Error> {
+    let api: Api<Instance> = Api::namespaced(ctx.client.clone(), &instance.namespace().unwrap_or_default());
+    let name = instance.name_any();
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: instance.uid(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    api.delete(&name, &params)
+        .await
+        .map_err(Error::api(format!("delete instance {name}")))?;
+    ctx.metrics.wrote("Instance");
+    Ok(())
+}
+
+/// One token per Task and try, so that doing it again does nothing.
+fn token(task: &Task) -> String {
+    let uid = task.uid().unwrap_or_default();
+    match task.spec.retry {
+        0 => uid,
+        retry => format!("{uid}-{retry}"),
+    }
+}
+
+fn limit(task: &Task, work: Work) -> Duration {
+    let own = Duration::from_secs(task.spec.timeout_seconds.max(1) as u64);
+    if work.is_power() {
+        own.min(POWER_LIMIT)
+    } else {
+        own
+    }
+}
+
+fn age(since: Option<&Time>, now: Timestamp) -> Duration {
+    since
+        .and_then(|since| Duration::try_from(now.duration_since(since.0)).ok())
+        .unwrap_or_default()
+}
+
+/// Writes what has become of the Task, if that is news.
+async fn report(
+    ctx: &Context,
+    task: &Task,
+    begun: TaskStatus,
+    outcome: Outcome,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let status = TaskStatus {
+        observed_generation: task.metadata.generation,
+        stage: outcome.stage,
+        log: cut(outcome.log),
+        counts: Some(outcome.counts),
+        observed_retry: Some(task.spec.retry),
+        ..moved(begun, outcome.state, now)
+    };
+    if task.status.as_ref() == Some(&status) {
+        return Ok(());
+    }
+    let api: Api<Task> = Api::namespaced(ctx.client.clone(), &task.namespace().unwrap_or_default());
+    let written = write::apply_as_read(&api, task, MANAGER_CONTROLLER, &json!(status))
+        .await
+        .map_err(Error::api(format!(
+            "write the status of task {}",
+            task.name_any()
+        )))?;
+    ctx.metrics.wrote("Task");
+    ctx.stored_task(written);
+    Ok(())
+}
+
+/// The status with another state, and the times that belong to that.
+fn moved(status: TaskStatus, state: TaskState, now: Timestamp) -> TaskStatus {
+    if status.state == Some(state) {
+        return status;
+    }
+    let history = with_history(&status);
+    let now = Time(now);
+    let ended = matches!(state, TaskState::Succeeded | TaskState::Failed);
+    let began = state != TaskState::Pending;
+    TaskStatus {
+        state: Some(state),
+        started_at: status.started_at.or_else(|| began.then(|| now.clone())),
+        finished_at: ended.then(|| now.clone()),
+        last_update: Some(now),
+        history,
+        ..status
+    }
+}
+
+fn with_history(status: &TaskStatus) -> Vec<TaskHistory> {
+    let mut history = status.history.clone();
+    if let (Some(state), Some(at)) = (status.state, status.last_update.clone()) {
+        history.push(TaskHistory {
+            state,
+            at,
+            log: status.log.clone(),
+        });
+    }
+    let surplus = history.len().saturating_sub(HISTORY);
+    history.drain(..surplus);
+    history
+}
+
+/// A log is a summary: at most 4096 characters.
+fn cut(log: String) -> String {
+    if log.chars().count() <= 4096 {
+        log
+    } else {
+        log.chars().take(4096).collect()
+    }
+}
+
+/// Removes what ended long ago.
+async fn expire(ctx: &Context, task: &Task) -> Result<Option<Duration>, Error> {
+    let ended = task
+        .status
+        .as_ref()
+        .and_then(|s| s.finished_at.as_ref().or(s.last_update.as_ref()));
+    let left = RETENTION.saturating_sub(age(ended, Timestamp::now()));
+    if !left.is_zero() {
+        return Ok(Some(left));
+    }
+    let api: Api<Task> = Api::namespaced(ctx.client.clone(), &task.namespace().unwrap_or_default());
+    let params = DeleteParams {
+        preconditions: Some(Preconditions {
+            uid: task.uid(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    let name = task.name_any();
+    api.delete(&name, &params)
+        .await
+        .map_err(Error::api(format!("remove task {name}")))?;
+    ctx.metrics.wrote("Task");
+    Ok(None)
+}
+
+/// Makes the Task that a REST create announced on its Instance and then did not make. The answer is when to look again.
+pub async fn make_announced(ctx: &Context, instance: &Instance) -> Result<Option<Duration>, Error> {
+    let Some(name) = instance.annotations().get(ANNOTATION_CREATE_TASK) else {
+        return Ok(None);
+    };
+    let namespace = instance.namespace().unwrap_or_default();
+    let key = ObjectKey {
+        namespace: namespace.clone(),
+        name: name.clone(),
+    };
+    let uid = instance.uid().unwrap_or_default();
+    let age = age(instance.metadata.creation_timestamp.as_ref(), Timestamp::now());
+    if age > ANNOUNCEMENT || ctx.is_announced(&uid) {
+        return Ok(None);
+    }
+    if ctx.tasks.get(&key).is_some() {
+        ctx.set_announced(&uid);
+        return Ok(None);
+    }
+    // A second more than the whole seconds of creation times can hide.
+    let left = (SECOND_HALF + Duration::from_secs(1)).saturating_sub(age);
+    if !left.is_zero() {
+        return Ok(Some(left));
+    }
+    let api: Api<Task> = Api::namespaced(ctx.client.clone(), &namespace);
+    match api
+        .create(&PostParams::default(), &announced(instance, name))
+        .await
+    {
+        Ok(task) => {
+            ctx.metrics.wrote("Task");
+            tracing::info!(
+                task.name = name,
+                instance.name = instance.name_any(),
+                "made a task that was announced and missing"
+            );
+            ctx.stored_task(task);
+        }
+        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
+        Err(error) => return Err(Error::api(format!("make task {name}"))(error)),
+    }
+    ctx.set_announced(&uid);
+    Ok(None)
+}
+
+fn announced(instance: &Instance, name: &str) -> Task {
+    let driver = accept::frozen(instance)
+        .and_then(|r| r.driver)
+        .or(instance.spec.driver);
+    let description = match driver {
+        Some(driver) => format!(
+            "Create a new instance {} using driver {driver}",
+            instance.wire_name()
+        ),
+        None => format!("Create a new instance {}", instance.wire_name()),
+    };
+    let kept = [ANNOTATION_CREATED_BY, ANNOTATION_CREATED_AT];
+    let annotations = kept
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), instance.annotations().get(key)?.clone())));
+    Task {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: instance.namespace(),
+            annotations: Some(annotations.collect()),
+            ..ObjectMeta::default()
+        },
+        spec: TaskSpec {
+            description,
+            type_: "create_instance".to_owned(),
+            targets: vec![TaskTarget {
+                kind: "Instance".to_owned(),
+                name: instance.name_any(),
+                uid: instance.uid(),
+            }],
+            timeout_seconds: 3600,
+            ..TaskSpec::default()
+        },
+        status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn second(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn history_keeps_what_was_and_times_follow_the_state() {
+        let first = moved(TaskStatus::default(), TaskState::Pending, second(1));
+        assert_eq!((first.history.len(), first.started_at.clone()), (0, None));
+        let same = moved(first.clone(), TaskState::Pending, second(2));
+        assert_eq!(same, first);
+        let working = moved(
+            TaskStatus {
+                log: "no room".into(),
+                ..first
+            },
+            TaskState::InProgress,
+            second(3),
+        );
+        assert_eq!(working.started_at, Some(Time(second(3))));
+        let done = moved(working, TaskState::Succeeded, second(4));
+        assert_eq!(
+            (done.started_at.clone(), done.finished_at.clone()),
+            (Some(Time(second(3))), Some(Time(second(4))))
+        );
+        let seen: Vec<_> = done
+            .history
+            .iter()
+            .map(|h| (h.state, h.at.0, h.log.as_str()))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (TaskState::Pending, second(1), "no room"),
+                (TaskState::InProgress, second(3), "no room")
+            ]
+        );
+    }
+
+    #[test]
+    fn another_try_starts_empty_but_remembers() {
+        let task: Task = serde_json::from_value(json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "Task", "metadata": {"name": "t", "uid": "u"},
+            "spec": {"description": "d", "type": "start_instance", "retry": 1},
+            "status": {"state": "Failed", "log": "no", "lastUpdate": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:00Z",
+                       "generations": [{"name": "a", "generation": 3}]},
+        }))
+        .unwrap();
+        assert!(!is_finished(&task));
+        let status = begun(&task, second(9));
+        assert_eq!(
+            (status.state, status.observed_retry),
+            (Some(TaskState::Pending), Some(1))
+        );
+        assert!(status.generations.is_empty() && status.finished_at.is_none());
+        assert_eq!(status.history[0].log, "no");
+        assert_eq!(token(&task), "u-1");
+    }
+}

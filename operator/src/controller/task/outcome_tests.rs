@@ -1,0 +1,351 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "JSON literals read better as arguments"
+)]
+#![expect(clippy::too_many_lines, reason = "tables")]
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn instance(spec: Value, status: Value) -> Instance {
+    let mut full = json!({"blank": true});
+    full.as_object_mut()
+        .unwrap()
+        .extend(spec.as_object().unwrap().clone());
+    serde_json::from_value(json!({
+        "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance",
+        "metadata": {"name": "vm", "uid": "u", "generation": 5}, "spec": full, "status": status,
+    }))
+    .unwrap()
+}
+
+fn said(list: &[(&str, &str, &str)]) -> Value {
+    let condition = |(type_, status, message): &(&str, &str, &str)| json!({"type": type_, "status": status, "reason": "R", "message": message, "lastTransitionTime": "2026-01-01T00:00:00Z"});
+    json!(list.iter().map(condition).collect::<Vec<_>>())
+}
+
+fn judge(work: Work, instance: Option<&Instance>, written: Option<i64>) -> Standing {
+    let target = Target {
+        name: "vm",
+        instance,
+        written,
+        must_wait: false,
+    };
+    standing(work, "t", false, &target)
+}
+
+const PLACED: [(&str, &str, &str); 2] = [("Accepted", "True", ""), ("Scheduled", "True", "")];
+
+#[test]
+fn creating_goes_through_the_stages_of_the_rest_api() {
+    let placed = |more: &[(&str, &str, &str)]| said(&[&PLACED, more].concat());
+    for (rule, status, expected) in [
+        ("nobody looked", json!({}), pending("dispatching", "")),
+        (
+            "refused",
+            json!({"conditions": said(&[("Accepted", "False", "image x not found"), ("Scheduled", "False", "")])}),
+            pending("dispatching", "image x not found"),
+        ),
+        (
+            "no room",
+            json!({"conditions": said(&[("Accepted", "True", ""), ("Scheduled", "False", "0/1 hosts: 1 disabled")])}),
+            pending("dispatching", "0/1 hosts: 1 disabled"),
+        ),
+        (
+            "placed",
+            json!({"conditions": placed(&[])}),
+            working("dispatched", ""),
+        ),
+        (
+            "fetching",
+            json!({"host": "h", "conditions": placed(&[("ImageReady", "False", "12 of 480 MiB"), ("Ready", "False", "")])}),
+            working("setting up", "12 of 480 MiB"),
+        ),
+        (
+            "making",
+            json!({"host": "h", "phase": "Creating", "conditions": placed(&[("ImageReady", "True", ""), ("Ready", "False", "")])}),
+            working("creating", ""),
+        ),
+        (
+            "building",
+            json!({"host": "h", "phase": "Provisioning", "message": "m", "conditions": placed(&[("Ready", "False", "")])}),
+            working("provisioning", "m"),
+        ),
+        (
+            "ready",
+            json!({"host": "h", "conditions": placed(&[("Ready", "True", "")])}),
+            Standing::Succeeded,
+        ),
+        (
+            "failed",
+            json!({"host": "h", "phase": "Failed", "message": "no such network", "conditions": placed(&[("Ready", "False", "")])}),
+            Standing::Failed("no such network".into()),
+        ),
+    ] {
+        assert_eq!(
+            judge(Work::Create, Some(&instance(json!({}), status)), None),
+            expected,
+            "{rule}"
+        );
+    }
+    assert_eq!(
+        judge(Work::Create, None, None),
+        Standing::Failed("instance vm not found".into())
+    );
+}
+
+#[test]
+fn power_succeeds_when_the_node_agrees_at_the_written_generation() {
+    let superseded =
+        || Standing::Failed("Superseded: the instance was asked for something else meanwhile".into());
+    let status = |generation: i64, power: &str, token: &str| json!({"host": "h", "observedGeneration": generation, "powerState": power, "lastRestartToken": token, "conditions": said(&PLACED)});
+    let running = || json!({"powerState": "Running"});
+    let stopped = || json!({"powerState": "Stopped"});
+    let restarted = |token: &str| json!({"powerState": "Running", "restartToken": token});
+    for (rule, work, spec, status, written, expected) in [
+        (
+            "not yet written",
+            Work::Start,
+            stopped(),
+            status(5, "Stopped", ""),
+            None,
+            Standing::Act,
+        ),
+        (
+            "running",
+            Work::Start,
+            running(),
+            status(5, "Running", ""),
+            Some(5),
+            Standing::Succeeded,
+        ),
+        (
+            "an older report",
+            Work::Start,
+            running(),
+            status(4, "Running", ""),
+            Some(5),
+            working("executing", ""),
+        ),
+        (
+            "not yet running",
+            Work::Start,
+            running(),
+            status(5, "Stopped", ""),
+            Some(5),
+            working("executing", ""),
+        ),
+        (
+            "stopped meanwhile",
+            Work::Start,
+            stopped(),
+            status(5, "Stopped", ""),
+            Some(4),
+            superseded(),
+        ),
+        (
+            "stopped",
+            Work::Stop,
+            stopped(),
+            status(5, "Stopped", ""),
+            Some(5),
+            Standing::Succeeded,
+        ),
+        (
+            "paused is not stopped",
+            Work::Stop,
+            stopped(),
+            status(5, "Paused", ""),
+            Some(5),
+            working("executing", ""),
+        ),
+        (
+            "never placed",
+            Work::Stop,
+            stopped(),
+            json!({}),
+            Some(5),
+            Standing::Succeeded,
+        ),
+        (
+            "restarted",
+            Work::Restart,
+            restarted("t"),
+            status(5, "Running", "t"),
+            Some(5),
+            Standing::Succeeded,
+        ),
+        (
+            "restart not done",
+            Work::Restart,
+            restarted("t"),
+            status(5, "Running", "s"),
+            Some(5),
+            working("executing", ""),
+        ),
+        (
+            "another restart",
+            Work::Restart,
+            restarted("s"),
+            status(5, "Running", "s"),
+            Some(5),
+            superseded(),
+        ),
+        (
+            "the node failed",
+            Work::Start,
+            running(),
+            json!({"host": "h", "phase": "Failed", "message": "no kvm", "observedGeneration": 5, "conditions": said(&PLACED)}),
+            Some(5),
+            Standing::Failed("no kvm".into()),
+        ),
+        (
+            "it failed before we asked",
+            Work::Start,
+            running(),
+            json!({"host": "h", "phase": "Failed", "message": "no kvm", "observedGeneration": 4, "conditions": said(&PLACED)}),
+            Some(5),
+            working("executing", ""),
+        ),
+    ] {
+        assert_eq!(
+            judge(work, Some(&instance(spec, status)), written),
+            expected,
+            "{rule}"
+        );
+    }
+    let vm = instance(running(), json!({}));
+    let waits = Target {
+        name: "vm",
+        instance: Some(&vm),
+        written: None,
+        must_wait: true,
+    };
+    assert!(matches!(
+        standing(Work::Stop, "t", false, &waits),
+        Standing::Pending(_)
+    ));
+}
+
+#[test]
+fn deleting_and_updating() {
+    let vm = instance(
+        json!({}),
+        json!({"observedGeneration": 4, "conditions": said(&PLACED)}),
+    );
+    let mut going = vm.clone();
+    going.metadata.deletion_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    let refused = instance(
+        json!({}),
+        json!({"conditions": said(&[("Accepted", "False", "image y not found")])}),
+    );
+    for (rule, work, target, written, expected) in [
+        ("gone", Work::Delete, None, None, Standing::Succeeded),
+        ("going", Work::Delete, Some(&going), None, working("deleting", "")),
+        (
+            "not yet asked to go",
+            Work::Delete,
+            Some(&vm),
+            None,
+            Standing::Act,
+        ),
+        (
+            "no start while going",
+            Work::Start,
+            Some(&going),
+            Some(5),
+            Standing::Failed("instance vm is being deleted".into()),
+        ),
+        (
+            "no start of nothing",
+            Work::Start,
+            None,
+            Some(5),
+            Standing::Failed("instance vm not found".into()),
+        ),
+        ("an update to note", Work::Update, Some(&vm), None, Standing::Act),
+        (
+            "an update on its way",
+            Work::Update,
+            Some(&vm),
+            Some(5),
+            working("dispatched", ""),
+        ),
+        (
+            "an update that arrived",
+            Work::Update,
+            Some(&vm),
+            Some(4),
+            Standing::Succeeded,
+        ),
+        (
+            "an update refused",
+            Work::Update,
+            Some(&refused),
+            Some(5),
+            Standing::Failed("image y not found".into()),
+        ),
+    ] {
+        assert_eq!(judge(work, target, written), expected, "{rule}");
+    }
+}
+
+#[test]
+fn a_task_ends_with_its_last_target() {
+    let named = |list: Vec<Standing>| -> Vec<(String, Standing)> {
+        list.into_iter()
+            .zip('a'..)
+            .map(|(s, name)| (name.to_string(), s))
+            .collect()
+    };
+    let (ok, bad) = (|| Standing::Succeeded, || Standing::Failed("no".to_owned()));
+    for (rule, list, overdue, state, log) in [
+        (
+            "all waiting",
+            vec![pending("dispatching", "no room")],
+            false,
+            TaskState::Pending,
+            "no room",
+        ),
+        (
+            "one of three",
+            vec![ok(), working("executing", ""), bad()],
+            false,
+            TaskState::InProgress,
+            "1 of 3",
+        ),
+        (
+            "all done",
+            vec![ok(), ok()],
+            false,
+            TaskState::Succeeded,
+            "2 of 2",
+        ),
+        ("the only one", vec![ok()], false, TaskState::Succeeded, ""),
+        (
+            "one failed",
+            vec![ok(), bad()],
+            false,
+            TaskState::Failed,
+            "1 of 2 failed: b: no",
+        ),
+        ("the only one failed", vec![bad()], false, TaskState::Failed, "no"),
+        (
+            "too late",
+            vec![ok(), pending("dispatching", "no room")],
+            true,
+            TaskState::Failed,
+            "Timeout: not done after 9 s; last: no room",
+        ),
+        ("late but done", vec![ok()], true, TaskState::Succeeded, ""),
+        ("without targets", vec![], false, TaskState::Succeeded, ""),
+    ] {
+        let outcome = outcome(&named(list), overdue, 9);
+        assert_eq!((outcome.state, outcome.log.as_str()), (state, log), "{rule}");
+        assert!(
+            outcome.counts.succeeded + outcome.counts.failed <= outcome.counts.targets,
+            "{rule}"
+        );
+    }
+}
