@@ -1,5 +1,12 @@
 //! `virtshell-gateway`: see `--help`.
 
-fn main() -> anyhow::Result<()> {
-    anyhow::bail!("the gateway has no routes yet")
+use clap::Parser;
+use virtshell_gateway::{server, telemetry};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    telemetry::init();
+    // Several TLS providers may be linked in; choose before the first connection does.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    server::run(server::Args::parse()).await
 }

@@ -71,8 +71,11 @@ pub const ANNOTATION_MODIFIED_AT: &str = "virtshell.io/modified-at";
 pub const ANNOTATION_MODIFIED_BY: &str = "virtshell.io/modified-by";
 /// Annotation that lets an administrator drop the finalizer of an Instance; its value must be the Instance's uid.
 pub const ANNOTATION_ABANDON: &str = "virtshell.io/abandon";
-/// Annotation with the uid of the Task that REST announced for this Instance.
+/// Annotation with the metadata.name of the Task that REST announced for this Instance.
 pub const ANNOTATION_CREATE_TASK: &str = "virtshell.io/create-task";
+/// Annotation with the status (JSON) that a client gave its manual Task: status is a second write, which whoever finds the
+/// Task without it can make up for.
+pub const ANNOTATION_INITIAL_STATUS: &str = "virtshell.io/initial-status";
 
 /// Label with the first 16 hex digits of SHA-256 of the wire name; see [`names::name_hash`].
 pub const LABEL_NAME_HASH: &str = "virtshell.io/name-hash";

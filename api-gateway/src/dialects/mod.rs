@@ -1,0 +1,30 @@
+//! The REST dialects: each translates its requests into intents of [`crate::service`] and the outcomes back.
+//!
+//! A dialect is one folder here and one line in [`crate::router`].
+
+pub mod virtshell;
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use futures::future::BoxFuture;
+
+/// One REST API.
+pub trait Dialect: Send + Sync {
+    /// Its name in logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Whether a path, as on the wire, is one of its own.
+    fn claims(&self, path: &str) -> bool;
+
+    /// Answers a request; never fails, never panics.
+    fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
+}
+
+/// What a dialect tells the access log and the metrics about a request, as an extension of the response.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// The route's template; empty for unknown ones.
+    pub route: &'static str,
+    /// Name of the user, when there is one.
+    pub user: String,
+}

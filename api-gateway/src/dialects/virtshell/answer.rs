@@ -1,0 +1,70 @@
+//! Responses: JSON, and nothing but JSON.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+use serde_json::{Value, json};
+use virtshell_crds::Task;
+
+/// What a handler answers with.
+pub struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    /// 200 with this body.
+    pub fn ok(body: &impl Serialize) -> Self {
+        Self {
+            status: StatusCode::OK,
+            body: encode(body),
+        }
+    }
+
+    /// `{"<verb>": "success"}`.
+    pub fn success(verb: &str) -> Self {
+        Self::ok(&json!({verb: "success"}))
+    }
+
+    /// `{"<verb>": "in progress", "task": "<uuid>"}`.
+    pub fn in_progress(verb: &str, task: &Task) -> Self {
+        Self::ok(&json!({verb: "in progress", "task": task.metadata.uid}))
+    }
+
+    /// `{"<key>": [...]}`.
+    pub fn list(key: &str, items: &[impl Serialize]) -> Self {
+        let mut body = encode(&Value::String(key.to_owned()));
+        body.insert(0, b'{');
+        body.push(b':');
+        body.extend(encode(&items));
+        body.push(b'}');
+        Self {
+            status: StatusCode::OK,
+            body,
+        }
+    }
+
+    /// The response.
+    pub fn into_response(self) -> Response<Body> {
+        respond(self.status, self.body)
+    }
+}
+
+/// A response with a JSON body.
+pub fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
+    respond(status, encode(body))
+}
+
+fn respond(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn encode(body: &impl Serialize) -> Vec<u8> {
+    // The views hold strings, numbers and lists: nothing that JSON cannot say.
+    serde_json::to_vec(body).expect("views serialize")
+}

@@ -1,0 +1,451 @@
+//! The way of every request, in the one order of checks.
+//!
+//! Accept, route and method, contact with the API server, authentication, body. What the handlers check follows the
+//! same order: the object that the URI names, permission, members of the body, and only then do they act. Nothing here
+//! comes from a framework, so nothing of a framework shows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, Request, Response, header};
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
+use serde_json::{Map, Value};
+
+use super::error::Rejection;
+use super::routes::{self, Input, Match};
+use super::values::Fields;
+use crate::auth::{self, Authenticator, signature};
+use crate::dialects::{Dialect, Trace};
+use crate::service::{Caller, Service, Verb};
+
+/// Most bytes of a JSON body.
+const MAX_BODY: usize = 1024 * 1024;
+/// How long a client may take to send it.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// How much of a path an error message repeats.
+const MAX_PATH_SHOWN: usize = 256;
+
+/// What a handler gets: a request that passed all checks of the edge.
+pub struct Call {
+    /// Decides and writes.
+    pub service: Service,
+    /// On whose behalf.
+    pub caller: Caller,
+    /// What the path's captures caught.
+    pub captures: Vec<String>,
+    /// The collection as the client spelled it.
+    pub spelling: String,
+    /// The body; empty where there is none.
+    pub body: Map<String, Value>,
+}
+
+impl Call {
+    /// The name or uuid in the path.
+    pub fn id(&self) -> &str {
+        self.captures.first().map_or("", String::as_str)
+    }
+
+    /// The members of the body.
+    pub fn fields(&self) -> Fields<'_> {
+        Fields(&self.body)
+    }
+
+    /// The name of what is to be made: from the body, or from the path. Both must say the same.
+    pub fn new_name(&self, members: &[&'static str]) -> Result<String, Rejection> {
+        let in_body = self.fields().string(members)?;
+        match (in_body, self.captures.first()) {
+            (Some(name), Some(path)) if name != *path => Err(Rejection::invalid(
+                members[0],
+                "differs from the name in the path",
+            )),
+            (Some(name), _) => Ok(name),
+            (None, Some(path)) => Ok(path.clone()),
+            (None, None) => Err(Rejection::MissingField(members[0])),
+        }
+    }
+}
+
+/// VirtShell's own REST API.
+pub struct VirtShell {
+    bases: Vec<&'static str>,
+    service: Service,
+    authenticator: Arc<Authenticator>,
+    require_content_md5: bool,
+}
+
+impl VirtShell {
+    /// The dialect on the main listener.
+    #[must_use]
+    pub fn new(service: Service, authenticator: Arc<Authenticator>, require_content_md5: bool) -> Self {
+        Self {
+            bases: routes::BASES.to_vec(),
+            service,
+            authenticator,
+            require_content_md5,
+        }
+    }
+
+    /// The same at the root too, for a listener that has it to itself.
+    #[must_use]
+    pub fn at_the_root(mut self) -> Self {
+        self.bases.push("");
+        self
+    }
+
+    async fn handle(
+        self: Arc<Self>,
+        parts: Parts,
+        body: Body,
+        trace: &mut Trace,
+    ) -> Result<super::answer::Answer, Rejection> {
+        if !is_json_acceptable(&parts.headers) {
+            return Err(Rejection::NotAcceptable);
+        }
+        let path = parts.uri.path();
+        let request = Target::read(self.below_base(path), parts.uri.query());
+        let found =
+            routes::find(&parts.method, &request.segments).ok_or_else(|| Rejection::NotImplemented {
+                method: parts.method.to_string(),
+                path: path.chars().take(MAX_PATH_SHOWN).collect(),
+            })?;
+        trace.route = found.route.path;
+        self.service.store().health()?;
+        let caller = self.authenticator.caller(
+            &auth::Request {
+                method: parts.method.as_str(),
+                resource: path,
+                authority: parts.uri.authority().map(axum::http::uri::Authority::as_str),
+                headers: &parts.headers,
+            },
+            Timestamp::now(),
+        )?;
+        trace.user.clone_from(&caller.name);
+        if !request.is_valid {
+            return Err(Rejection::BadPath);
+        }
+        let bytes = read(&parts.headers, body).await?;
+        self.check_sum(&parts.headers, &bytes)?;
+        let Match {
+            route,
+            captures,
+            spelling,
+        } = found;
+        let body = object(&bytes, route.input)?;
+        (route.handler)(Call {
+            service: self.service.clone(),
+            caller,
+            captures,
+            spelling,
+            body,
+        })
+        .await
+    }
+
+    /// The path without its base; `None` when it is under none.
+    fn below_base<'a>(&self, path: &'a str) -> Option<&'a str> {
+        self.bases.iter().find_map(|base| {
+            path.strip_prefix(base)
+                .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+
+    fn check_sum(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Rejection> {
+        match headers.get("content-md5") {
+            Some(sum) => {
+                let sum = sum.to_str().unwrap_or_default().trim();
+                // An empty value signs like an absent one and says as much.
+                if sum.is_empty() || signature::is_md5_of(sum, body) {
+                    return self.check_sum_given(!sum.is_empty(), body);
+                }
+                Err(Rejection::BadBody(
+                    "it does not have the Content-MD5 of the request",
+                ))
+            }
+            None => self.check_sum_given(false, body),
+        }
+    }
+
+    fn check_sum_given(&self, is_given: bool, body: &[u8]) -> Result<(), Rejection> {
+        if self.require_content_md5 && !is_given && !body.is_empty() {
+            return Err(Rejection::BadBody(
+                "a request with a body needs a Content-MD5 here",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The dialect as the router mounts it.
+pub struct Mounted(pub Arc<VirtShell>);
+
+impl Dialect for Mounted {
+    fn name(&self) -> &'static str {
+        "virtshell"
+    }
+
+    fn claims(&self, path: &str) -> bool {
+        self.0.below_base(path).is_some()
+    }
+
+    fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+        let dialect = self.0.clone();
+        Box::pin(async move {
+            let mut trace = Trace::default();
+            let (parts, body) = request.into_parts();
+            let mut response = match dialect.handle(parts, body, &mut trace).await {
+                Ok(answer) => answer.into_response(),
+                Err(rejection) => {
+                    if rejection.is_internal() {
+                        tracing::warn!(route = trace.route, error = rejection.message(), "request failed");
+                    }
+                    rejection.into_response()
+                }
+            };
+            response.extensions_mut().insert(trace);
+            response
+        })
+    }
+}
+
+/// What the request target names.
+struct Target {
+    segments: Vec<String>,
+    /// Whether all of it was well encoded.
+    is_valid: bool,
+}
+
+impl Target {
+    fn read(path: Option<&str>, query: Option<&str>) -> Self {
+        let mut target = Self {
+            segments: Vec::new(),
+            is_valid: true,
+        };
+        let Some(path) = path.and_then(|path| path.strip_prefix('/')) else {
+            return target;
+        };
+        // One slash at the end counts for nothing.
+        let path = path.strip_suffix('/').unwrap_or(path);
+        target.segments = path
+            .split('/')
+            .map(|segment| target.decode(segment))
+            .collect::<Vec<_>>();
+        if target.segments.len() == 1
+            && let Some(id) =
+                query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("id=")))
+            && !id.is_empty()
+        {
+            let id = target.decode(id);
+            target.segments.push(id);
+        }
+        target
+    }
+
+    fn decode(&mut self, segment: &str) -> String {
+        let bytes = segment.as_bytes();
+        let is_encoded = |at: usize| {
+            bytes
+                .get(at + 1..at + 3)
+                .is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+        };
+        let well_formed = (0..bytes.len()).all(|at| bytes[at] != b'%' || is_encoded(at));
+        match percent_decode_str(segment).decode_utf8() {
+            Ok(text) if well_formed => text.into_owned(),
+            _ => {
+                self.is_valid = false;
+                segment.to_owned()
+            }
+        }
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Rejection> {
+    const TOO_LARGE: Rejection = Rejection::BadBody("it must have at most 1 MiB");
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(TOO_LARGE);
+    }
+    match tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes().into()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(TOO_LARGE),
+        Ok(Err(_)) => Err(Rejection::BadBody("it broke off")),
+        Err(_) => Err(Rejection::BadBody("it did not arrive in time")),
+    }
+}
+
+/// The body as an object, whatever its Content-Type says.
+fn object(bytes: &[u8], input: Input) -> Result<Map<String, Value>, Rejection> {
+    let missing = match input {
+        Input::None => return Ok(Map::new()),
+        Input::Optional => None,
+        Input::Create(kind) => Some(Rejection::MissingInput(Verb::Create, kind)),
+        Input::Update(kind) => Some(Rejection::MissingInput(Verb::Update, kind)),
+    };
+    let map = if bytes.trim_ascii().is_empty() {
+        Map::new()
+    } else {
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(map)) => map,
+            Ok(Value::Null) => Map::new(),
+            Ok(_) | Err(_) => return Err(Rejection::NotJson),
+        }
+    };
+    match missing {
+        Some(missing) if map.is_empty() => Err(missing),
+        Some(_) | None => Ok(map),
+    }
+}
+
+/// Whether the client takes JSON: the most specific media range that fits decides.
+fn is_json_acceptable(headers: &HeaderMap) -> bool {
+    let mut best: Option<(u8, f32)> = None;
+    let mut is_given = false;
+    for value in headers.get_all(header::ACCEPT) {
+        // What is not text names no media range.
+        let value = value.to_str().unwrap_or("?");
+        for range in value.split(',').map(str::trim).filter(|range| !range.is_empty()) {
+            is_given = true;
+            let mut parts = range.split(';').map(str::trim);
+            let specificity = match parts.next().unwrap_or_default().to_ascii_lowercase().as_str() {
+                "application/json" => 3,
+                "application/*" => 2,
+                "*/*" => 1,
+                _ => continue,
+            };
+            let quality = parts
+                .filter_map(|part| part.split_once('='))
+                .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
+                .map_or(1.0, |(_, q)| q.trim().parse().unwrap_or(0.0));
+            best = Some(match best {
+                Some((known, q)) if known > specificity => (known, q),
+                Some((known, q)) if known == specificity => (known, q.max(quality)),
+                Some(_) | None => (specificity, quality),
+            });
+        }
+    }
+    !is_given || best.is_some_and(|(_, quality)| quality > 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use serde_json::json;
+
+    use super::*;
+    use crate::service::Kind;
+
+    #[test]
+    fn who_takes_json() {
+        for (accept, expected) in [
+            (vec![], true),
+            (vec![""], true),
+            (vec!["application/json"], true),
+            (vec!["application/*"], true),
+            (vec!["*/*"], true),
+            (vec!["Application/JSON;charset=utf-8"], true),
+            (vec!["text/html, application/json;q=0.5"], true),
+            (vec!["text/html", "application/json"], true),
+            (vec!["application/xml"], false),
+            (vec!["text/html"], false),
+            (vec!["application/json;q=0"], false),
+            (vec!["application/json; q=0.0"], false),
+            (vec!["application/json;q=0, */*"], false),
+            (vec!["*/*, application/json;q=0"], false),
+            (vec!["*/*;q=0"], false),
+            (vec!["*/*;q=0, application/json"], true),
+            (vec!["application/*;q=0, */*"], false),
+            (vec!["application/json;q=nonsense"], false),
+            (vec!["json"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in &accept {
+                headers.append(header::ACCEPT, HeaderValue::from_str(value).unwrap());
+            }
+            assert_eq!(is_json_acceptable(&headers), expected, "{accept:?}");
+        }
+    }
+
+    #[test]
+    fn targets() {
+        for (path, query, segments, is_valid) in [
+            (Some("/hosts"), None, vec!["hosts"], true),
+            (Some("/hosts/"), None, vec!["hosts"], true),
+            (Some("/hosts//"), None, vec!["hosts", ""], true),
+            (Some("/hosts//a"), None, vec!["hosts", "", "a"], true),
+            (
+                Some("/images/centos%3Acentos6"),
+                None,
+                vec!["images", "centos:centos6"],
+                true,
+            ),
+            (
+                Some("/images/centos:centos6/"),
+                None,
+                vec!["images", "centos:centos6"],
+                true,
+            ),
+            (
+                Some("/tasks/status/in%20progress"),
+                None,
+                vec!["tasks", "status", "in progress"],
+                true,
+            ),
+            (Some("/hosts/a%2Fb"), None, vec!["hosts", "a/b"], true),
+            (Some("/hosts/%zz"), None, vec!["hosts", "%zz"], false),
+            (Some("/hosts/%4"), None, vec!["hosts", "%4"], false),
+            (Some("/hosts/%ff"), None, vec!["hosts", "%ff"], false),
+            (Some("/hosts/%2541"), None, vec!["hosts", "%41"], true),
+            (Some("/hosts"), Some("id=x"), vec!["hosts", "x"], true),
+            (Some("/hosts/"), Some("a=b&id=x%20y"), vec!["hosts", "x y"], true),
+            (Some("/hosts"), Some("id="), vec!["hosts"], true),
+            (Some("/hosts/a"), Some("id=x"), vec!["hosts", "a"], true),
+            (None, None, vec![], true),
+            (Some("/"), None, vec![""], true),
+        ] {
+            let target = Target::read(path, query);
+            assert_eq!(
+                (target.segments, target.is_valid),
+                (segments.into_iter().map(str::to_owned).collect(), is_valid),
+                "{path:?} {query:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn bodies() {
+        let create = Input::Create(Kind::Host);
+        let missing = || Err(Rejection::MissingInput(Verb::Create, Kind::Host));
+        for (body, input, expected) in [
+            ("", create, missing()),
+            (" \n", create, missing()),
+            ("{}", create, missing()),
+            ("null", create, missing()),
+            ("{", create, Err(Rejection::NotJson)),
+            (r#"{"a":1,}"#, create, Err(Rejection::NotJson)),
+            ("[]", create, Err(Rejection::NotJson)),
+            ("1", create, Err(Rejection::NotJson)),
+            ("\"x\"", create, Err(Rejection::NotJson)),
+            (r#"{"a":1}"#, create, Ok(json!({"a": 1}))),
+            ("", Input::Optional, Ok(json!({}))),
+            ("{", Input::Optional, Err(Rejection::NotJson)),
+            ("{", Input::None, Ok(json!({}))),
+            (
+                "",
+                Input::Update(Kind::Host),
+                Err(Rejection::MissingInput(Verb::Update, Kind::Host)),
+            ),
+        ] {
+            assert_eq!(
+                object(body.as_bytes(), input).map(Value::Object),
+                expected,
+                "{body}"
+            );
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! Why a request is refused, and its envelope: the only place where an error becomes a response.
+
+use axum::body::Body;
+use axum::http::{Response, StatusCode};
+use serde_json::json;
+
+use super::answer::json_response;
+use crate::auth::AuthError;
+use crate::service::{Field, Kind, Lacking, ServiceError, Verb};
+use crate::store::Stale;
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The client does not take JSON.
+    NotAcceptable,
+    /// No such route, or no such method on it.
+    NotImplemented {
+        /// Of the request.
+        method: String,
+        /// Of the request, as on the wire.
+        path: String,
+    },
+    /// Nobody is let in.
+    Auth(AuthError),
+    /// The path has percent signs that encode nothing.
+    BadPath,
+    /// There is nothing to create or update from.
+    MissingInput(Verb, Kind),
+    /// The body is not a JSON object.
+    NotJson,
+    /// The body cannot be used, for a reason outside of it.
+    BadBody(&'static str),
+    /// `missing <what>`: an identifier that belongs into the path.
+    MissingParameter(&'static str),
+    /// A member that must be there is not.
+    MissingField(&'static str),
+    /// A member of another JSON type.
+    WrongType {
+        /// The member.
+        field: &'static str,
+        /// Its value, or the beginning of it.
+        value: String,
+        /// The type it has.
+        is: &'static str,
+        /// The type it should have.
+        should_be: &'static str,
+    },
+    /// A member that makes no sense.
+    Invalid {
+        /// The member.
+        field: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The caches cannot be trusted.
+    Stale(Stale),
+    /// The service said no.
+    Service(ServiceError),
+}
+
+impl Rejection {
+    /// A member that makes no sense.
+    pub fn invalid(field: &'static str, reason: impl Into<String>) -> Self {
+        Self::Invalid {
+            field,
+            reason: reason.into(),
+        }
+    }
+
+    /// The status of the response.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::NotImplemented { .. } => StatusCode::NOT_IMPLEMENTED,
+            Self::Auth(_) => StatusCode::FORBIDDEN,
+            Self::BadPath
+            | Self::MissingInput(..)
+            | Self::NotJson
+            | Self::BadBody(_)
+            | Self::MissingParameter(_)
+            | Self::MissingField(_)
+            | Self::WrongType { .. }
+            | Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::Stale(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Service(error) => service_status(error),
+        }
+    }
+
+    /// The brief message in the envelope.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match self {
+            Self::NotAcceptable => String::new(),
+            Self::NotImplemented { method, path } => format!("{method} {path} is not implemented"),
+            Self::Auth(error) => error.to_string(),
+            Self::BadPath => "Field uri: its percent-encoding is not valid UTF-8".to_owned(),
+            Self::MissingInput(verb, kind) => format!("Missing input for {} {}", verb.as_str(), word(*kind)),
+            Self::NotJson => "No JSON object could be decoded.".to_owned(),
+            Self::BadBody(reason) => format!("Field body: {reason}"),
+            Self::MissingParameter(what) => format!("missing {what}"),
+            Self::MissingField(field) => format!("{field} field was not provided"),
+            Self::WrongType {
+                field,
+                value,
+                is,
+                should_be,
+            } => {
+                format!("Field {field} - {value} is type {is} but should be {should_be}")
+            }
+            Self::Invalid { field, reason } => format!("Field {field}: {reason}"),
+            Self::Stale(stale) => format!("internal error: {stale}"),
+            Self::Service(error) => service_message(error),
+        }
+    }
+
+    /// The response: the envelope, or nothing at all for clients that do not take JSON.
+    #[must_use]
+    pub fn into_response(self) -> Response<Body> {
+        if self == Self::NotAcceptable {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = self.status();
+            return response;
+        }
+        let message = self.message();
+        let body = match &self {
+            // The one documented error that says more.
+            Self::Service(ServiceError::NoHost(_)) => {
+                json!({"error": message, "create": "error", "reason": message})
+            }
+            _ => json!({"error": message}),
+        };
+        json_response(self.status(), &body)
+    }
+
+    /// Whether somebody who runs the gateway should look.
+    #[must_use]
+    pub fn is_internal(&self) -> bool {
+        matches!(self, Self::Stale(_) | Self::Service(ServiceError::Internal(_)))
+    }
+}
+
+impl From<ServiceError> for Rejection {
+    fn from(error: ServiceError) -> Self {
+        Self::Service(error)
+    }
+}
+
+impl From<AuthError> for Rejection {
+    fn from(error: AuthError) -> Self {
+        Self::Auth(error)
+    }
+}
+
+impl From<Stale> for Rejection {
+    fn from(stale: Stale) -> Self {
+        Self::Stale(stale)
+    }
+}
+
+/// The word for a kind in messages.
+#[must_use]
+pub const fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Host => "host",
+        Kind::Section => "section",
+        Kind::Environment => "enviroment",
+        Kind::Image => "image",
+        Kind::Provisioner => "provisioner",
+        Kind::Instance => "instance",
+        Kind::Task => "task",
+        Kind::User => "user",
+        Kind::Group => "group",
+    }
+}
+
+/// The member of the body in which a value travels.
+const fn member(field: Field) -> &'static str {
+    match field {
+        Field::Name => "name",
+        Field::Environment => "enviroment",
+        Field::Provisioner => "provisioner",
+        Field::Image => "image",
+        Field::HostType => "host_type",
+        Field::Driver => "driver",
+        Field::Launch => "launch",
+        Field::Disk => "hdsize",
+        Field::Permissions => "permissions",
+        Field::Owner => "owner",
+        Field::Group => "group",
+        Field::Section => "section",
+        Field::Hosts => "hosts",
+        Field::Type => "type",
+        Field::Status => "status",
+        Field::Log => "log",
+        Field::Description => "description",
+        Field::Executor => "executor",
+        Field::Depends => "depends",
+    }
+}
+
+fn service_status(error: &ServiceError) -> StatusCode {
+    match error {
+        ServiceError::Missing(_)
+        | ServiceError::Invalid { .. }
+        | ServiceError::AlreadyExists { .. }
+        | ServiceError::UnknownReference { .. }
+        | ServiceError::InUse { .. }
+        | ServiceError::Refused(_) => StatusCode::BAD_REQUEST,
+        ServiceError::Forbidden { .. } => StatusCode::FORBIDDEN,
+        ServiceError::NotFound { .. } => StatusCode::NOT_FOUND,
+        ServiceError::NoHost(_) | ServiceError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        ServiceError::UnsupportedDriver(_) => StatusCode::NOT_IMPLEMENTED,
+    }
+}
+
+fn service_message(error: &ServiceError) -> String {
+    match error {
+        ServiceError::Missing(field) => format!("{} field was not provided", member(*field)),
+        ServiceError::Invalid { field, reason } => format!("Field {}: {reason}", member(*field)),
+        ServiceError::AlreadyExists { kind, name } => format!("{} {name} already exists", word(*kind)),
+        ServiceError::UnknownReference { kind, name } | ServiceError::NotFound { kind, name } => {
+            format!("{} {name} not found", word(*kind))
+        }
+        ServiceError::InUse { kind, name, by } => format!("{} {name} is in use: {by}", word(*kind)),
+        ServiceError::Forbidden {
+            caller,
+            verb,
+            kind,
+            name,
+        } => format!(
+            "User {caller} is not allowed to {} {} {name}",
+            verb.as_str(),
+            word(*kind)
+        )
+        .trim_end()
+        .to_owned(),
+        ServiceError::NoHost(Lacking::HostType) => {
+            "The enviroment doesn't have the host_type requested".to_owned()
+        }
+        ServiceError::NoHost(Lacking::Driver) => {
+            "The enviroment doesn't have a host with the driver requested".to_owned()
+        }
+        ServiceError::UnsupportedDriver(driver) => {
+            format!("driver {driver} is not supported; supported drivers: kvm, qemu, lxc")
+        }
+        ServiceError::Refused(reason) => reason.clone(),
+        ServiceError::Internal(cause) => format!("internal error: {cause}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exact_messages_of_the_contract() {
+        let host = || "h".to_owned();
+        for (rejection, status, message) in [
+            (
+                Rejection::MissingInput(Verb::Create, Kind::Instance),
+                400,
+                "Missing input for create instance",
+            ),
+            (
+                Rejection::MissingInput(Verb::Update, Kind::Environment),
+                400,
+                "Missing input for update enviroment",
+            ),
+            (Rejection::NotJson, 400, "No JSON object could be decoded."),
+            (
+                Rejection::MissingField("name"),
+                400,
+                "name field was not provided",
+            ),
+            (
+                Rejection::MissingParameter("name parameter"),
+                400,
+                "missing name parameter",
+            ),
+            (
+                Rejection::Auth(AuthError::NotAuthenticated),
+                403,
+                "User not authenticated",
+            ),
+            (
+                Rejection::Service(ServiceError::Missing(Field::Environment)),
+                400,
+                "enviroment field was not provided",
+            ),
+            (
+                Rejection::Service(ServiceError::AlreadyExists {
+                    kind: Kind::Host,
+                    name: host(),
+                }),
+                400,
+                "host h already exists",
+            ),
+            (
+                Rejection::Service(ServiceError::UnknownReference {
+                    kind: Kind::Section,
+                    name: host(),
+                }),
+                400,
+                "section h not found",
+            ),
+            (
+                Rejection::Service(ServiceError::NotFound {
+                    kind: Kind::Host,
+                    name: host(),
+                }),
+                404,
+                "host h not found",
+            ),
+            (
+                Rejection::Service(ServiceError::InUse {
+                    kind: Kind::Host,
+                    name: host(),
+                    by: "x".into(),
+                }),
+                400,
+                "host h is in use: x",
+            ),
+            (
+                Rejection::Service(ServiceError::NoHost(Lacking::HostType)),
+                500,
+                "The enviroment doesn't have the host_type requested",
+            ),
+            (
+                Rejection::Service(ServiceError::NoHost(Lacking::Driver)),
+                500,
+                "The enviroment doesn't have a host with the driver requested",
+            ),
+            (
+                Rejection::Service(ServiceError::UnsupportedDriver("docker".into())),
+                501,
+                "driver docker is not supported; supported drivers: kvm, qemu, lxc",
+            ),
+            (
+                Rejection::Service(ServiceError::Forbidden {
+                    caller: "ann".into(),
+                    verb: Verb::Delete,
+                    kind: Kind::Image,
+                    name: "i".into(),
+                }),
+                403,
+                "User ann is not allowed to delete image i",
+            ),
+            (
+                Rejection::NotImplemented {
+                    method: "GET".into(),
+                    path: "/x".into(),
+                },
+                501,
+                "GET /x is not implemented",
+            ),
+        ] {
+            assert_eq!(
+                (rejection.status().as_u16(), rejection.message().as_str()),
+                (status, message)
+            );
+        }
+        assert!(
+            Rejection::Auth(AuthError::TooSkewed)
+                .message()
+                .starts_with("RequestTimeTooSkewed")
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! Every route of the dialect, on one page.
+//!
+//! Paths stand under each base path. A collection may be spelled in several ways ([`COLLECTIONS`]); templates here use
+//! the canonical word. Literal segments come before `:captures` of the same place.
+
+use axum::http::Method;
+use futures::future::BoxFuture;
+
+use super::answer::Answer;
+use super::edge::Call;
+use super::error::Rejection;
+use super::{hosts, images, instances, missing_name, missing_uuid, power, tasks, users};
+use crate::service::Kind;
+
+/// Base paths on the main listener; the root listener has the empty one too.
+pub const BASES: [&str; 4] = [
+    "/virtshell/api/v1",
+    "/api/virtshell/v1",
+    "/api/virtsh/v1",
+    "/api/v1",
+];
+
+/// A collection's canonical word and its other spellings.
+pub const COLLECTIONS: &[(&str, &[&str])] = &[
+    ("hosts", &["host"]),
+    ("images", &["image"]),
+    ("instances", &["instance"]),
+    ("tasks", &["task"]),
+    ("users", &["user"]),
+];
+
+/// What a route's body must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Not looked at.
+    None,
+    /// An object, or nothing.
+    Optional,
+    /// An object with something in it, to create from.
+    Create(Kind),
+    /// An object with something in it, to change by.
+    Update(Kind),
+}
+
+/// What answers a request.
+pub type Handler = fn(Call) -> BoxFuture<'static, Result<Answer, Rejection>>;
+
+/// One route.
+pub struct Route {
+    /// The method.
+    pub method: Method,
+    /// Segments; `:word` captures one.
+    pub path: &'static str,
+    /// What the body must be.
+    pub input: Input,
+    /// What answers.
+    pub handler: Handler,
+}
+
+macro_rules! routes {
+    ($($method:ident $path:literal $input:expr => $handler:path;)*) => {
+        &[$(Route {
+            method: Method::$method,
+            path: $path,
+            input: $input,
+            handler: |call| Box::pin($handler(call)),
+        }),*]
+    };
+}
+
+/// All routes.
+pub const ROUTES: &[Route] = routes! {
+    GET    "/hosts"           Input::None                    => hosts::list;
+    POST   "/hosts"           Input::Create(Kind::Host)      => hosts::create;
+    PUT    "/hosts"           Input::None                    => missing_name;
+    DELETE "/hosts"           Input::None                    => missing_name;
+    GET    "/hosts/:name"     Input::None                    => hosts::get;
+    POST   "/hosts/:name"     Input::Create(Kind::Host)      => hosts::create;
+    PUT    "/hosts/:name"     Input::Update(Kind::Host)      => hosts::update;
+    DELETE "/hosts/:name"     Input::None                    => hosts::delete;
+
+    GET    "/images"          Input::None                    => images::list;
+    POST   "/images"          Input::Create(Kind::Image)     => images::create;
+    PUT    "/images"          Input::Create(Kind::Image)     => images::create_or_update;
+    DELETE "/images"          Input::None                    => missing_name;
+    GET    "/images/:name"    Input::None                    => images::get;
+    POST   "/images/:name"    Input::Create(Kind::Image)     => images::create;
+    PUT    "/images/:name"    Input::Update(Kind::Image)     => images::update;
+    DELETE "/images/:name"    Input::None                    => images::delete;
+
+    POST   "/instances/start_instance"          Input::Optional => power::start;
+    PUT    "/instances/start_instance"          Input::Optional => power::start;
+    POST   "/instances/start_instance/:name"    Input::Optional => power::start;
+    PUT    "/instances/start_instance/:name"    Input::Optional => power::start;
+    POST   "/instances/stop_instance"           Input::Optional => power::stop;
+    PUT    "/instances/stop_instance"           Input::Optional => power::stop;
+    POST   "/instances/stop_instance/:name"     Input::Optional => power::stop;
+    PUT    "/instances/stop_instance/:name"     Input::Optional => power::stop;
+    POST   "/instances/restart_instance"        Input::Optional => power::restart;
+    PUT    "/instances/restart_instance"        Input::Optional => power::restart;
+    POST   "/instances/restart_instance/:name"  Input::Optional => power::restart;
+    PUT    "/instances/restart_instance/:name"  Input::Optional => power::restart;
+
+    GET    "/instances"       Input::None                    => instances::list;
+    POST   "/instances"       Input::Create(Kind::Instance)  => instances::create;
+    PUT    "/instances"       Input::None                    => missing_name;
+    DELETE "/instances"       Input::None                    => missing_name;
+    GET    "/instances/:name" Input::None                    => instances::get;
+    POST   "/instances/:name" Input::Create(Kind::Instance)  => instances::create;
+    PUT    "/instances/:name" Input::Update(Kind::Instance)  => instances::update;
+    DELETE "/instances/:name" Input::None                    => instances::delete;
+
+    GET    "/tasks"                Input::None               => tasks::list;
+    POST   "/tasks"                Input::Create(Kind::Task) => tasks::create;
+    PUT    "/tasks"                Input::None               => missing_uuid;
+    DELETE "/tasks"                Input::None               => tasks::delete_all;
+    GET    "/tasks/status"         Input::None               => tasks::missing_status;
+    GET    "/tasks/status/:status" Input::None               => tasks::by_status;
+    GET    "/tasks/:uuid"          Input::None               => tasks::get;
+    PUT    "/tasks/:uuid"          Input::Update(Kind::Task) => tasks::update;
+    DELETE "/tasks/:uuid"          Input::None               => tasks::delete;
+
+    GET    "/users"           Input::None                    => users::list;
+    POST   "/users"           Input::Create(Kind::User)      => users::create;
+    PUT    "/users"           Input::None                    => missing_name;
+    DELETE "/users"           Input::None                    => missing_name;
+    GET    "/users/:name"     Input::None                    => users::get;
+    POST   "/users/:name"     Input::Create(Kind::User)      => users::create;
+    PUT    "/users/:name"     Input::Update(Kind::User)      => users::update;
+    DELETE "/users/:name"     Input::None                    => users::delete;
+};
+
+/// A route and what its captures caught.
+pub struct Match {
+    /// The route.
+    pub route: &'static Route,
+    /// What `:captures` caught, in order, decoded.
+    pub captures: Vec<String>,
+    /// The collection as the client spelled it.
+    pub spelling: String,
+}
+
+/// The canonical word of a collection, from any of its spellings.
+#[must_use]
+pub fn canonical(word: &str) -> Option<&'static str> {
+    COLLECTIONS
+        .iter()
+        .find(|(canonical, aliases)| *canonical == word || aliases.contains(&word))
+        .map(|(c, _)| *c)
+}
+
+/// The route of a request; `segments` are decoded and without the base path.
+#[must_use]
+pub fn find(method: &Method, segments: &[String]) -> Option<Match> {
+    let collection = canonical(segments.first()?)?;
+    ROUTES
+        .iter()
+        .filter(|route| route.method == *method)
+        .find_map(|route| {
+            let captures = captures(route.path, collection, &segments[1..])?;
+            Some(Match {
+                route,
+                captures,
+                spelling: segments[0].clone(),
+            })
+        })
+}
+
+fn captures(path: &str, collection: &str, rest: &[String]) -> Option<Vec<String>> {
+    let mut parts = path.split('/').skip(1);
+    if parts.next() != Some(collection) {
+        return None;
+    }
+    let kind = (collection == "instances").then_some(Kind::Instance);
+    let mut captures = Vec::new();
+    let mut rest = rest.iter();
+    for part in parts {
+        let segment = rest.next()?;
+        if !part.starts_with(':') {
+            if part != segment {
+                return None;
+            }
+        } else if segment.is_empty()
+            || kind.is_some_and(|kind| crate::service::names::is_reserved(kind, segment))
+        {
+            // Words of calls are no names: their routes are written out.
+            return None;
+        } else {
+            captures.push(segment.clone());
+        }
+    }
+    rest.next().is_none().then_some(captures)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_find_their_route() {
+        for (method, path, expected) in [
+            (Method::GET, "hosts", Some(("/hosts", vec![]))),
+            (Method::GET, "host", Some(("/hosts", vec![]))),
+            (Method::GET, "host/a", Some(("/hosts/:name", vec!["a"]))),
+            (Method::GET, "hosts/a/b", None),
+            (Method::GET, "hosts/", None),
+            (Method::GET, "Hosts", None),
+            (Method::PATCH, "hosts/a", None),
+            (Method::HEAD, "hosts", None),
+            (Method::OPTIONS, "hosts", None),
+            (Method::GET, "volumes", None),
+            (Method::GET, "instances/start_instance", None),
+            (
+                Method::POST,
+                "instances/start_instance",
+                Some(("/instances/start_instance", vec![])),
+            ),
+            (
+                Method::PUT,
+                "instance/stop_instance/a",
+                Some(("/instances/stop_instance/:name", vec!["a"])),
+            ),
+            (Method::POST, "instances/clone_instance", None),
+            (Method::POST, "instances/execute_command", None),
+            (Method::POST, "instances/a", Some(("/instances/:name", vec!["a"]))),
+            (Method::GET, "tasks/status", Some(("/tasks/status", vec![]))),
+            (
+                Method::GET,
+                "tasks/status/pending",
+                Some(("/tasks/status/:status", vec!["pending"])),
+            ),
+            (
+                Method::GET,
+                "tasks/sucess",
+                Some(("/tasks/:uuid", vec!["sucess"])),
+            ),
+            (Method::PUT, "image", Some(("/images", vec![]))),
+        ] {
+            let segments: Vec<String> = path.split('/').map(str::to_owned).collect();
+            let found = find(&method, &segments);
+            let found = found
+                .as_ref()
+                .map(|m| (m.route.path, m.captures.iter().map(String::as_str).collect()));
+            assert_eq!(found, expected, "{method} {path}");
+        }
+    }
+}

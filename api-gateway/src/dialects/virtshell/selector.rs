@@ -1,0 +1,299 @@
+//! The selector grammar: which instances a call's body means. Pure; [`crate::service::selection`] looks them up.
+//!
+//! ```text
+//! pattern = 1*( literal / "*" / bracket )        ; must match the whole name
+//! bracket = "[" number (":" / "-") number "]"    ; inclusive; first > second is an error
+//! range   = bracket / number (":" / "-") number
+//! number  = 1*DIGIT                              ; a leading zero in the first pads every value to that width
+//! ```
+
+use serde_json::{Map, Value};
+
+use super::error::Rejection;
+use super::values::{Fields, wrong_type};
+use crate::service::is_uuid;
+use crate::service::selection::Selector;
+
+/// Most names that brackets may stand for.
+const MAX_EXPANSIONS: usize = 1000;
+/// The member that an error names.
+const FIELD: &str = "instances";
+
+/// Selectors of a body: `instances` (or an alias) and `tags`.
+pub fn read(fields: Fields<'_>) -> Result<Vec<Selector>, Rejection> {
+    let mut selectors = match fields.get(&["instances", "hosts", "host", "instance"]) {
+        None => Vec::new(),
+        Some((_, Value::Array(values))) => values.iter().map(selector).collect::<Result<_, _>>()?,
+        Some((_, one)) => vec![selector(one)?],
+    };
+    let tags = fields.references(&["tags", "tag"])?.unwrap_or_default();
+    selectors.extend(tags.into_iter().map(Selector::Tag));
+    Ok(selectors)
+}
+
+fn selector(value: &Value) -> Result<Selector, Rejection> {
+    match value {
+        Value::String(text) => named(text),
+        Value::Object(members) => of_members(members),
+        other => Err(wrong_type(FIELD, other, "selector")),
+    }
+}
+
+fn of_members(members: &Map<String, Value>) -> Result<Selector, Rejection> {
+    let members: Vec<(&str, &Value)> = members
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| (key.as_str(), value))
+        .collect();
+    let text = |value: &Value| match value {
+        Value::String(text) if !text.is_empty() => Ok(text.clone()),
+        Value::String(_) => Err(Rejection::invalid(FIELD, "a selector must not be empty")),
+        other => Err(wrong_type(FIELD, other, "string")),
+    };
+    match members.as_slice() {
+        [("name", name)] => named(&text(name)?),
+        [("name", name), ("range", range)] | [("range", range), ("name", name)] => {
+            let (prefix, numbers) = (text(name)?, numbers(&text(range)?)?);
+            expand(&prefix)?
+                .into_iter()
+                .map(|prefix| {
+                    numbers
+                        .iter()
+                        .map(move |n| format!("{prefix}{n}"))
+                        .collect::<Vec<_>>()
+                })
+                .try_fold(Vec::new(), |mut all, names| {
+                    all.extend(names);
+                    bounded(all)
+                })
+                .map(Selector::Matching)
+        }
+        [("pattern", pattern)] => expand(&text(pattern)?).map(Selector::Matching),
+        [("tag" | "type", tag)] => text(tag).map(Selector::Tag),
+        [("uuid" | "id", id)] => {
+            let id = text(id)?;
+            if is_uuid(&id) {
+                Ok(Selector::Name(id))
+            } else {
+                Err(Rejection::invalid(FIELD, format!("{id} is not a uuid")))
+            }
+        }
+        [("ip", address)] => text(address).map(Selector::Address),
+        _ => Err(Rejection::invalid(
+            FIELD,
+            "a selector has one of name, pattern, tag, type, uuid, id, ip; only name may come with range",
+        )),
+    }
+}
+
+/// A name, unless it holds a star or a bracket range.
+fn named(text: &str) -> Result<Selector, Rejection> {
+    if text.is_empty() {
+        return Err(Rejection::invalid(FIELD, "a selector must not be empty"));
+    }
+    if text.contains(['*', '[', ']']) {
+        return expand(text).map(Selector::Matching);
+    }
+    Ok(Selector::Name(text.to_owned()))
+}
+
+/// The patterns that one with brackets stands for; several brackets multiply.
+fn expand(pattern: &str) -> Result<Vec<String>, Rejection> {
+    let mut expanded = vec![String::new()];
+    let mut rest = pattern;
+    while let Some(start) = rest.find(['[', ']']) {
+        let (literal, bracket) = rest.split_at(start);
+        let end = bracket.find(']').filter(|_| bracket.starts_with('['));
+        let Some(end) = end else {
+            return Err(Rejection::invalid(
+                FIELD,
+                format!("{pattern} has a bracket without its other half"),
+            ));
+        };
+        let numbers = numbers(&bracket[..=end])?;
+        if expanded.len() * numbers.len() > MAX_EXPANSIONS {
+            return Err(too_many());
+        }
+        expanded = expanded
+            .iter()
+            .flat_map(|prefix| {
+                numbers
+                    .iter()
+                    .map(move |number| format!("{prefix}{literal}{number}"))
+            })
+            .collect();
+        rest = &bracket[end + 1..];
+    }
+    for prefix in &mut expanded {
+        prefix.push_str(rest);
+    }
+    Ok(expanded)
+}
+
+/// The numbers of `[a:b]`, `[a-b]`, `a:b` or `a-b`.
+fn numbers(range: &str) -> Result<Vec<String>, Rejection> {
+    let malformed = || Rejection::invalid(FIELD, format!("{range} is not a range like [1-3]"));
+    let inner = match range.strip_prefix('[') {
+        Some(rest) => rest.strip_suffix(']').ok_or_else(malformed)?,
+        None => range,
+    };
+    let (first, last) = inner.split_once([':', '-']).ok_or_else(malformed)?;
+    let number = |digits: &str| {
+        digits
+            .bytes()
+            .all(|b| b.is_ascii_digit())
+            .then(|| digits.parse::<u64>().ok())
+            .flatten()
+            .ok_or_else(malformed)
+    };
+    let (from, to) = (number(first)?, number(last)?);
+    if from > to {
+        return Err(Rejection::invalid(
+            FIELD,
+            format!("{range} is the wrong way round"),
+        ));
+    }
+    if to - from >= MAX_EXPANSIONS as u64 {
+        return Err(too_many());
+    }
+    let width = if first.len() > 1 && first.starts_with('0') {
+        first.len()
+    } else {
+        0
+    };
+    // A width of its own could make the names as long as the body; no name is.
+    if width > 128 {
+        return Err(malformed());
+    }
+    Ok((from..=to).map(|n| format!("{n:0width$}")).collect())
+}
+
+fn bounded(names: Vec<String>) -> Result<Vec<String>, Rejection> {
+    if names.len() > MAX_EXPANSIONS {
+        Err(too_many())
+    } else {
+        Ok(names)
+    }
+}
+
+fn too_many() -> Rejection {
+    Rejection::invalid(
+        FIELD,
+        format!("ranges stand for more than {MAX_EXPANSIONS} names"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn one(value: Value) -> Result<Selector, String> {
+        selector(&value).map_err(|rejection| rejection.message())
+    }
+
+    fn matching(names: &[&str]) -> Selector {
+        Selector::Matching(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    #[test]
+    fn every_form_of_the_contract() {
+        let uuid = "72c05559-0590-4da6-be56-28ab36cb669c";
+        for (value, expected) in [
+            (json!("web"), Selector::Name("web".into())),
+            (json!({"name": "web"}), Selector::Name("web".into())),
+            (
+                json!({"name": "web", "range": null}),
+                Selector::Name("web".into()),
+            ),
+            (json!({"name": "web_server*"}), matching(&["web_server*"])),
+            (json!("grid_[1:3]"), matching(&["grid_1", "grid_2", "grid_3"])),
+            (json!({"name": "grid_[1:2]"}), matching(&["grid_1", "grid_2"])),
+            (
+                json!({"pattern": "grid_server_[1:2]"}),
+                matching(&["grid_server_1", "grid_server_2"]),
+            ),
+            (json!({"pattern": "web"}), matching(&["web"])),
+            (
+                json!({"name": "Database00", "range": "[1-3]"}),
+                matching(&["Database001", "Database002", "Database003"]),
+            ),
+            (
+                json!({"name": "db", "range": "08-10"}),
+                matching(&["db08", "db09", "db10"]),
+            ),
+            (
+                json!({"name": "db", "range": "[9:10]"}),
+                matching(&["db9", "db10"]),
+            ),
+            (
+                json!({"pattern": "[1-2]x[3-4]"}),
+                matching(&["1x3", "1x4", "2x3", "2x4"]),
+            ),
+            (json!({"pattern": "a[1-2]*"}), matching(&["a1*", "a2*"])),
+            (json!({"tag": "web"}), Selector::Tag("web".into())),
+            (json!({"type": "web"}), Selector::Tag("web".into())),
+            (json!({"uuid": uuid}), Selector::Name(uuid.into())),
+            (json!({"id": uuid}), Selector::Name(uuid.into())),
+            (json!({"ip": "10.0.0.1"}), Selector::Address("10.0.0.1".into())),
+        ] {
+            assert_eq!(one(value.clone()), Ok(expected), "{value}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused() {
+        for value in [
+            json!(""),
+            json!({}),
+            json!({"name": ""}),
+            json!({"name": 1}),
+            json!(1),
+            json!([["a"]]),
+            json!({"nome": "a"}),
+            json!({"name": "a", "tag": "b"}),
+            json!({"tag": "b", "range": "[1-2]"}),
+            json!({"pattern": "grid_[5:1]"}),
+            json!({"pattern": "grid_[1:"}),
+            json!({"pattern": "grid_1]"}),
+            json!({"pattern": "grid_[]"}),
+            json!({"pattern": "grid_[a-b]"}),
+            json!({"pattern": "grid_[1]"}),
+            json!({"pattern": "grid_[-1-2]"}),
+            json!({"pattern": "[0-1000]"}),
+            json!({"pattern": "[1-50][1-50]"}),
+            json!({"name": "[1-50]", "range": "1-50"}),
+            json!({"name": "a", "range": "1"}),
+            json!({"name": "a", "range": "[1-2"}),
+            json!({"name": "a", "range": "99999999999999999999-99999999999999999999"}),
+            json!({"uuid": "web"}),
+        ] {
+            let message = one(value.clone()).expect_err(&value.to_string());
+            assert!(message.starts_with("Field instances"), "{value} {message}");
+        }
+        assert!(one(json!({"pattern": "[1-1000]"})).is_ok());
+    }
+
+    #[test]
+    fn bodies() {
+        for (body, expected) in [
+            (json!({}), vec![]),
+            (json!({"instances": "a"}), vec![Selector::Name("a".into())]),
+            (
+                json!({"hosts": ["a", {"tag": "t"}]}),
+                vec![Selector::Name("a".into()), Selector::Tag("t".into())],
+            ),
+            (
+                json!({"tags": ["t", {"name": "u"}]}),
+                vec![Selector::Tag("t".into()), Selector::Tag("u".into())],
+            ),
+            (
+                json!({"instance": {"name": "a"}, "tag": "t"}),
+                vec![Selector::Name("a".into()), Selector::Tag("t".into())],
+            ),
+        ] {
+            assert_eq!(read(Fields(body.as_object().unwrap())), Ok(expected), "{body}");
+        }
+    }
+}

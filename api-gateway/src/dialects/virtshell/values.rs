@@ -1,0 +1,646 @@
+//! Values on the wire: how JSON members become typed values, and how values are written back. Pure.
+
+use serde_json::{Map, Number, Value};
+use virtshell_crds::{Driver, HostType, ImageType, Launch};
+
+use super::error::Rejection;
+use crate::service::ServiceError;
+
+/// Most digits of a size before and after the point.
+const MAX_DIGITS: usize = 15;
+const MIB_PER_GIB: i64 = 1024;
+/// Most of a launch.
+const MAX_LAUNCH: i32 = 100;
+/// Most virtual CPUs.
+const MAX_CPUS: i64 = 256;
+/// Members of an object that may carry the name it stands for, in order of preference.
+const NAME_MEMBERS: [&str; 9] = [
+    "name",
+    "username",
+    "user",
+    "login",
+    "provisioner_name",
+    "host",
+    "hostname",
+    "uuid",
+    "id",
+];
+
+/// What a size without a unit means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Unit of a bare number, in MiB.
+    unit_mib: i64,
+    /// A bare number from here on is in MiB: the other documented form.
+    mib_from: Option<i64>,
+    /// Least and most MiB.
+    range: (i64, i64),
+}
+
+/// Host memory: GB, or MB from 1024 on.
+pub const HOST_MEMORY: Size = Size {
+    unit_mib: MIB_PER_GIB,
+    mib_from: Some(1024),
+    range: (1, i64::MAX),
+};
+/// Host disk: GB.
+pub const HOST_CAPACITY: Size = Size {
+    unit_mib: MIB_PER_GIB,
+    mib_from: None,
+    range: (1, i64::MAX),
+};
+/// Provisioner memory: GB, or MB from 1024 on.
+pub const PROVISIONER_MEMORY: Size = Size {
+    unit_mib: MIB_PER_GIB,
+    mib_from: Some(1024),
+    range: (1, MAX_MEMORY),
+};
+/// Provisioner disk: GB, or MB from 10240 on.
+pub const PROVISIONER_DISK: Size = Size {
+    unit_mib: MIB_PER_GIB,
+    mib_from: Some(10_240),
+    range: (1, MAX_DISK),
+};
+/// Instance memory: MB.
+pub const INSTANCE_MEMORY: Size = Size {
+    unit_mib: 1,
+    mib_from: None,
+    range: (32, MAX_MEMORY),
+};
+/// Instance disk: GB, or MB from 10240 on.
+pub const INSTANCE_DISK: Size = Size {
+    unit_mib: MIB_PER_GIB,
+    mib_from: Some(10_240),
+    range: (1, MAX_DISK),
+};
+/// 16 TiB, as in the schema.
+const MAX_MEMORY: i64 = 16_777_216;
+/// 64 TiB, as in the schema.
+const MAX_DISK: i64 = 67_108_864;
+
+/// The members of a request's body; `null` is absent.
+#[derive(Clone, Copy)]
+pub struct Fields<'a>(pub &'a Map<String, Value>);
+
+impl<'a> Fields<'a> {
+    /// The first of these members that is there, with its name.
+    pub fn get(&self, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
+        names.iter().find_map(|name| {
+            self.0
+                .get(*name)
+                .filter(|value| !value.is_null())
+                .map(|value| (*name, value))
+        })
+    }
+
+    /// A string.
+    pub fn string(&self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
+        let Some((name, value)) = self.get(names) else {
+            return Ok(None);
+        };
+        match value {
+            Value::String(text) => Ok(Some(text.clone())),
+            _ => Err(wrong_type(name, value, "string")),
+        }
+    }
+
+    /// A string that is not empty; an empty one is refused.
+    pub fn text(&self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
+        let text = self.string(names)?;
+        match text {
+            Some(text) if text.is_empty() => Err(Rejection::invalid(names[0], "must not be empty")),
+            other => Ok(other),
+        }
+    }
+
+    /// `true`, `false`, or either as a string in any case.
+    pub fn boolean(&self, name: &'static str) -> Result<Option<bool>, Rejection> {
+        match self.get(&[name]).map(|(_, value)| value) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => Ok(Some(true)),
+            Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => Ok(Some(false)),
+            Some(Value::String(_)) => Err(Rejection::invalid(name, "must be true or false")),
+            Some(other) => Err(wrong_type(name, other, "boolean")),
+        }
+    }
+
+    /// A number of virtual CPUs.
+    pub fn cpus(&self) -> Result<Option<i32>, Rejection> {
+        let Some(number) = self.integer("cpus")? else {
+            return Ok(None);
+        };
+        if !(1..=MAX_CPUS).contains(&number) {
+            return Err(Rejection::invalid(
+                "cpus",
+                format!("must be between 1 and {MAX_CPUS}"),
+            ));
+        }
+        Ok(Some(number as i32))
+    }
+
+    /// An integer, or a string of digits.
+    pub fn integer(&self, name: &'static str) -> Result<Option<i64>, Rejection> {
+        let Some((_, value)) = self.get(&[name]) else {
+            return Ok(None);
+        };
+        let number = match value {
+            Value::Number(number) => number.as_i64(),
+            Value::String(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                digits.parse().ok()
+            }
+            _ => None,
+        };
+        number.map(Some).ok_or_else(|| wrong_type(name, value, "integer"))
+    }
+
+    /// A size in whole MiB.
+    pub fn size(&self, name: &'static str, size: Size) -> Result<Option<i64>, Rejection> {
+        let Some((_, value)) = self.get(&[name]) else {
+            return Ok(None);
+        };
+        let parsed = match value {
+            Value::String(text) => size.parse(text),
+            Value::Number(number) => size.parse(&number.to_string()),
+            _ => return Err(wrong_type(name, value, "size")),
+        };
+        parsed
+            .map(Some)
+            .map_err(|reason| Rejection::invalid(name, reason))
+    }
+
+    /// A reference to one object: a string, or an object with a member that names it.
+    pub fn reference(&self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
+        self.get(names)
+            .map(|(name, value)| one_reference(name, value))
+            .transpose()
+    }
+
+    /// One reference or a list of them.
+    pub fn references(&self, names: &[&'static str]) -> Result<Option<Vec<String>>, Rejection> {
+        let Some((name, value)) = self.get(names) else {
+            return Ok(None);
+        };
+        let values = match value {
+            Value::Array(values) => values.as_slice(),
+            one => std::slice::from_ref(one),
+        };
+        let mut list = Vec::with_capacity(values.len());
+        for value in values {
+            let reference = one_reference(name, value)?;
+            if !list.contains(&reference) {
+                list.push(reference);
+            }
+        }
+        Ok(Some(list))
+    }
+
+    /// How many to launch: n, `"n"` or `"min:max"`.
+    pub fn launch(&self) -> Result<Option<Launch>, Rejection> {
+        let Some((name, value)) = self.get(&["launch"]) else {
+            return Ok(None);
+        };
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            _ => return Err(wrong_type(name, value, "launch")),
+        };
+        let bound = |digits: &str| {
+            digits
+                .parse::<i32>()
+                .ok()
+                .filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let bounds = match text.split_once(':') {
+            Some((min, max)) => bound(min).zip(bound(max)),
+            None => bound(&text).map(|n| (n, n)),
+        };
+        match bounds {
+            Some((min, max)) if 1 <= min && min <= max && max <= MAX_LAUNCH => Ok(Some(Launch { min, max })),
+            _ => Err(Rejection::invalid(
+                "launch",
+                format!("must be a number or min:max, with 1 <= min <= max <= {MAX_LAUNCH}"),
+            )),
+        }
+    }
+
+    /// A dotted quad; `""` only where that clears a value.
+    pub fn ipv4(&self, names: &[&'static str], may_clear: bool) -> Result<Option<String>, Rejection> {
+        let text = self.string(names)?;
+        match text {
+            Some(text) if text.is_empty() && may_clear => Ok(Some(text)),
+            Some(text) if text.parse::<std::net::Ipv4Addr>().is_err() => {
+                Err(Rejection::invalid(names[0], "must be an IPv4 address"))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Any text of up to 64 characters: a documented example is not valid IPv6.
+    pub fn ipv6(&self, name: &'static str) -> Result<Option<String>, Rejection> {
+        let text = self.string(&[name])?;
+        if text.as_ref().is_some_and(|text| text.chars().count() > 64) {
+            return Err(Rejection::invalid(name, "must have at most 64 characters"));
+        }
+        Ok(text)
+    }
+
+    /// What a machine is good for, in any case.
+    pub fn host_type(&self, name: &'static str) -> Result<Option<HostType>, Rejection> {
+        const TYPES: [HostType; 5] = [
+            HostType::GeneralPurpose,
+            HostType::ComputeOptimized,
+            HostType::HighPerformance,
+            HostType::MemoryOptimized,
+            HostType::StorageOptimized,
+        ];
+        let Some(text) = self.string(&[name])? else {
+            return Ok(None);
+        };
+        let found = TYPES.into_iter().find(|t| t.as_str().eq_ignore_ascii_case(&text));
+        found.map(Some).ok_or_else(|| {
+            Rejection::invalid(
+                name,
+                format!("must be one of {}", TYPES.map(HostType::as_str).join(", ")),
+            )
+        })
+    }
+
+    /// A driver that hosts run, in any case; a documented one that none runs is not implemented.
+    pub fn driver(&self) -> Result<Option<Driver>, Rejection> {
+        let Some((name, _)) = self.get(&["driver", "drive"]) else {
+            return Ok(None);
+        };
+        let text = self.string(&[name])?.unwrap_or_default().to_ascii_lowercase();
+        match text.as_str() {
+            "kvm" => Ok(Some(Driver::Kvm)),
+            "qemu" => Ok(Some(Driver::Qemu)),
+            "lxc" => Ok(Some(Driver::Lxc)),
+            "docker" | "virtualbox" | "vmware" | "ec2" => Err(ServiceError::UnsupportedDriver(text).into()),
+            _ => Err(Rejection::invalid(name, "must be one of kvm, qemu, lxc")),
+        }
+    }
+
+    /// What an image is, with the documents' aliases.
+    pub fn image_type(&self) -> Result<Option<ImageType>, Rejection> {
+        let Some(text) = self.string(&["type"])? else {
+            return Ok(None);
+        };
+        match text.to_ascii_lowercase().as_str() {
+            "iso" => Ok(Some(ImageType::Iso)),
+            "lxc-container" | "container" => Ok(Some(ImageType::LxcContainer)),
+            "docker-container" => Ok(Some(ImageType::DockerContainer)),
+            "disk" | "qcow2" | "raw" | "cloud-image" => Ok(Some(ImageType::Disk)),
+            _ => Err(Rejection::invalid(
+                "type",
+                "must be one of iso, lxc-container, docker-container, disk",
+            )),
+        }
+    }
+}
+
+impl Size {
+    /// Whole MiB of a text; the error is the reason for a refusal.
+    fn parse(self, text: &str) -> Result<i64, String> {
+        let malformed = || "must be a number, with or without MB, GB or TB".to_owned();
+        let text = text.trim();
+        let digits_end = text
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(text.len());
+        let (number, unit) = text.split_at(digits_end);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        if whole.is_empty() || fraction.is_empty() || fraction.contains('.') {
+            return Err(malformed());
+        }
+        if whole.len() > MAX_DIGITS || fraction.len() > MAX_DIGITS {
+            return Err("is out of range".to_owned());
+        }
+        let number: i64 = whole.parse().map_err(|_| malformed())?;
+        let unit_mib = match unit.trim_start().to_ascii_uppercase().as_str() {
+            "" if self.mib_from.is_some_and(|from| number >= from) => 1,
+            "" => self.unit_mib,
+            "M" | "MB" | "MIB" => 1,
+            "G" | "GB" | "GIB" => MIB_PER_GIB,
+            "T" | "TB" | "TIB" => MIB_PER_GIB * MIB_PER_GIB,
+            _ => return Err(malformed()),
+        };
+        let part: i128 = fraction.parse().map_err(|_| malformed())?;
+        let scale = 10_i128.pow(fraction.len() as u32);
+        let mib = i128::from(number) * i128::from(unit_mib) + part * i128::from(unit_mib) / scale;
+        let (least, most) = self.range;
+        match i64::try_from(mib) {
+            Ok(mib) if mib < least => Err(format!("must be at least {least} MB")),
+            Ok(mib) if mib <= most => Ok(mib),
+            _ => Err("is out of range".to_owned()),
+        }
+    }
+}
+
+/// The name that a reference carries.
+pub fn one_reference(field: &'static str, value: &Value) -> Result<String, Rejection> {
+    let name = match value {
+        Value::String(name) => Some(name.as_str()),
+        Value::Object(members) => NAME_MEMBERS.iter().find_map(|name| members.get(*name)?.as_str()),
+        _ => return Err(wrong_type(field, value, "name")),
+    };
+    match name {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err(Rejection::invalid(
+            field,
+            "must be a name or an object with a name",
+        )),
+    }
+}
+
+/// A member of another JSON type than the field has.
+pub fn wrong_type(field: &'static str, value: &Value, wanted: &'static str) -> Rejection {
+    let type_ = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "list",
+        Value::Object(_) => "object",
+    };
+    // Enough to recognize it; a whole body in an error message helps nobody.
+    let shown: String = value.to_string().chars().take(64).collect();
+    Rejection::WrongType {
+        field,
+        value: shown,
+        is: type_,
+        should_be: wanted,
+    }
+}
+
+/// `"16GB"`, or `"<n>MB"` when it is not whole GB.
+pub fn size_text(mib: i64) -> String {
+    if mib % MIB_PER_GIB == 0 {
+        format!("{}GB", mib / MIB_PER_GIB)
+    } else {
+        format!("{mib}MB")
+    }
+}
+
+/// A number of GB, or the text `"<n>MB"` when it is not whole GB.
+pub fn size_in_gb(mib: i64) -> Value {
+    if mib % MIB_PER_GIB == 0 {
+        Value::Number(Number::from(mib / MIB_PER_GIB))
+    } else {
+        Value::String(format!("{mib}MB"))
+    }
+}
+
+/// n, or `"min:max"`.
+pub fn launch_value(launch: Launch) -> Value {
+    if launch.min == launch.max {
+        Value::Number(Number::from(launch.max))
+    } else {
+        Value::String(format!("{}:{}", launch.min, launch.max))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn with<T>(
+        value: &Value,
+        read: impl Fn(Fields<'_>) -> Result<Option<T>, Rejection>,
+    ) -> Result<Option<T>, String> {
+        let object = json!({"f": value, "cpus": value, "launch": value, "driver": value, "type": value});
+        read(Fields(object.as_object().unwrap())).map_err(|rejection| rejection.message())
+    }
+
+    #[test]
+    fn sizes_of_the_contract() {
+        for (size, value, mib) in [
+            (HOST_MEMORY, json!("16GB"), Some(16 * 1024)),
+            (HOST_MEMORY, json!(16), Some(16 * 1024)),
+            (HOST_MEMORY, json!("16"), Some(16 * 1024)),
+            (HOST_MEMORY, json!(1023), Some(1023 * 1024)),
+            (HOST_MEMORY, json!(1024), Some(1024)),
+            (HOST_MEMORY, json!("4096"), Some(4096)),
+            (HOST_CAPACITY, json!("120GB"), Some(120 * 1024)),
+            (HOST_CAPACITY, json!(4096), Some(4096 * 1024)),
+            (PROVISIONER_MEMORY, json!(4), Some(4096)),
+            (PROVISIONER_MEMORY, json!(4096), Some(4096)),
+            (PROVISIONER_DISK, json!(20), Some(20 * 1024)),
+            (PROVISIONER_DISK, json!(20480), Some(20480)),
+            (PROVISIONER_DISK, json!(10239), Some(10239 * 1024)),
+            (INSTANCE_MEMORY, json!(1024), Some(1024)),
+            (INSTANCE_MEMORY, json!("1GB"), Some(1024)),
+            (INSTANCE_MEMORY, json!(31), None),
+            (INSTANCE_MEMORY, json!(32), Some(32)),
+            (INSTANCE_DISK, json!("2GB"), Some(2048)),
+            (INSTANCE_DISK, json!(2), Some(2048)),
+            (INSTANCE_DISK, json!(10240), Some(10240)),
+            (INSTANCE_DISK, json!("1.5GB"), Some(1536)),
+            (INSTANCE_DISK, json!(1.5), Some(1536)),
+            (INSTANCE_DISK, json!(" 2 gib "), Some(2048)),
+            (INSTANCE_DISK, json!("1T"), Some(1_048_576)),
+            (INSTANCE_DISK, json!("0.0009GB"), None),
+            (INSTANCE_DISK, json!("100.9MB"), Some(100)),
+            (INSTANCE_DISK, json!("0"), None),
+            (INSTANCE_DISK, json!(-1), None),
+            (INSTANCE_DISK, json!("-1GB"), None),
+            (INSTANCE_DISK, json!("GB"), None),
+            (INSTANCE_DISK, json!("2 KB"), None),
+            (INSTANCE_DISK, json!("2.GB"), None),
+            (INSTANCE_DISK, json!(".5GB"), None),
+            (INSTANCE_DISK, json!("1.2.3GB"), None),
+            (INSTANCE_DISK, json!("2GB extra"), None),
+            (INSTANCE_DISK, json!("9999999999999999GB"), None),
+            (INSTANCE_DISK, json!("999999999999999TB"), None),
+            (INSTANCE_DISK, json!(1e30), None),
+            (INSTANCE_DISK, json!(true), None),
+            (INSTANCE_DISK, json!([2]), None),
+            (INSTANCE_DISK, json!(""), None),
+        ] {
+            let parsed = with(&value, |fields| fields.size("f", size));
+            assert_eq!(parsed.clone().ok().flatten(), mib, "{value} {parsed:?}");
+        }
+        assert_eq!(
+            with(&Value::Null, |fields| fields.size("f", HOST_MEMORY)),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn sizes_are_written_as_documented() {
+        assert_eq!(
+            (size_text(16_384), size_text(1500)),
+            ("16GB".to_owned(), "1500MB".to_owned())
+        );
+        assert_eq!((size_in_gb(4096), size_in_gb(1500)), (json!(4), json!("1500MB")));
+    }
+
+    #[test]
+    fn booleans_in_any_form() {
+        for (value, expected) in [
+            (json!(true), Some(true)),
+            (json!("true"), Some(true)),
+            (json!("False"), Some(false)),
+            (json!("TRUE"), Some(true)),
+            (json!(null), None),
+        ] {
+            assert_eq!(with(&value, |f| f.boolean("f")), Ok(expected), "{value}");
+        }
+        for value in [json!("yes"), json!(1), json!("")] {
+            assert!(with(&value, |f| f.boolean("f")).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn integers_and_cpus() {
+        for (value, expected) in [
+            (json!(2), Some(2)),
+            (json!("2"), Some(2)),
+            (json!(256), Some(256)),
+            (json!(null), None),
+        ] {
+            assert_eq!(with(&value, |f| f.cpus()), Ok(expected), "{value}");
+        }
+        for value in [
+            json!(0),
+            json!(257),
+            json!("-1"),
+            json!("2.0"),
+            json!(2.5),
+            json!(""),
+            json!([2]),
+            json!("+2"),
+        ] {
+            assert!(with(&value, |f| f.cpus()).is_err(), "{value}");
+        }
+        assert_eq!(
+            with(&json!(["x"]), |f| f.cpus()),
+            Err(r#"Field cpus - ["x"] is type list but should be integer"#.to_owned())
+        );
+    }
+
+    #[test]
+    fn launches() {
+        for (value, expected) in [
+            (json!(1), Some((1, 1))),
+            (json!("3"), Some((3, 3))),
+            (json!("1:3"), Some((1, 3))),
+            (json!("100:100"), Some((100, 100))),
+            (json!(null), None),
+        ] {
+            assert_eq!(
+                with(&value, |f| f.launch()),
+                Ok(expected.map(|(min, max)| Launch { min, max })),
+                "{value}"
+            );
+        }
+        for value in [
+            json!(0),
+            json!("0:1"),
+            json!("3:1"),
+            json!(101),
+            json!("1:101"),
+            json!("1:"),
+            json!(":"),
+            json!("a"),
+            json!("1:2:3"),
+            json!("+1"),
+            json!(true),
+        ] {
+            assert!(with(&value, |f| f.launch()).is_err(), "{value}");
+        }
+        assert_eq!(launch_value(Launch { min: 2, max: 2 }), json!(2));
+        assert_eq!(launch_value(Launch { min: 1, max: 3 }), json!("1:3"));
+    }
+
+    #[test]
+    fn references_in_every_documented_form() {
+        for (value, expected) in [
+            (json!("a"), vec!["a"]),
+            (json!({"name": "a"}), vec!["a"]),
+            (
+                json!([{"login": "a"}, {"user": "b"}, "c", {"provisioner_name": "d"}, {"hostname": "e"}]),
+                vec!["a", "b", "c", "d", "e"],
+            ),
+            (json!({"id": "x", "name": "a"}), vec!["a"]),
+            (json!({"uuid": "u", "id": "x"}), vec!["u"]),
+            (json!(["a", "a"]), vec!["a"]),
+            (json!([]), vec![]),
+        ] {
+            let expected: Vec<String> = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(
+                with(&value, |f| f.references(&["f"])),
+                Ok(Some(expected)),
+                "{value}"
+            );
+        }
+        for value in [
+            json!({}),
+            json!({"name": 1}),
+            json!([1]),
+            json!([["a"]]),
+            json!(""),
+            json!({"nome": "a"}),
+        ] {
+            assert!(with(&value, |f| f.references(&["f"])).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for (text, may_clear, valid) in [
+            ("15.54.88.19", false, true),
+            ("256.1.1.1", false, false),
+            ("1.2.3", false, false),
+            ("", false, false),
+            ("", true, true),
+            ("::1", true, false),
+        ] {
+            assert_eq!(
+                with(&json!(text), |f| f.ipv4(&["f"], may_clear)).is_ok(),
+                valid,
+                "{text}"
+            );
+        }
+        assert!(with(&json!("yt06:0:0:0:0:0:0:c3"), |f| f.ipv6("f")).is_ok());
+        assert!(with(&json!("x".repeat(65)), |f| f.ipv6("f")).is_err());
+    }
+
+    #[test]
+    fn words_in_any_case() {
+        assert_eq!(
+            with(&json!("storageoptimized"), |f| f.host_type("f")),
+            Ok(Some(HostType::StorageOptimized))
+        );
+        assert!(with(&json!("Huge"), |f| f.host_type("f")).is_err());
+        assert_eq!(with(&json!("KVM"), |f| f.driver()), Ok(Some(Driver::Kvm)));
+        for word in ["docker", "VirtualBox", "vmware", "ec2"] {
+            let message = with(&json!(word), |f| f.driver()).unwrap_err();
+            assert!(
+                message.ends_with("is not supported; supported drivers: kvm, qemu, lxc"),
+                "{message}"
+            );
+        }
+        assert!(
+            with(&json!("xen"), |f| f.driver())
+                .unwrap_err()
+                .starts_with("Field driver: ")
+        );
+        for (word, expected) in [
+            ("iso", Some(ImageType::Iso)),
+            ("container", Some(ImageType::LxcContainer)),
+            ("LXC-container", Some(ImageType::LxcContainer)),
+            ("qcow2", Some(ImageType::Disk)),
+            ("raw", Some(ImageType::Disk)),
+            ("cloud-image", Some(ImageType::Disk)),
+            ("floppy", None),
+        ] {
+            assert_eq!(
+                with(&json!(word), |f| f.image_type()).ok().flatten(),
+                expected,
+                "{word}"
+            );
+        }
+    }
+}

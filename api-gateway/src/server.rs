@@ -1,0 +1,213 @@
+//! The running gateway: its configuration, listeners and end.
+
+use std::future::{Future, IntoFuture};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::{Authenticator, Mode};
+use crate::dialects::virtshell::VirtShell;
+use crate::metrics::Metrics;
+use crate::router::{Gateway, router};
+use crate::service::Service;
+use crate::store::Store;
+
+/// How long requests may take to finish after the process was asked to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Configuration.
+#[derive(clap::Parser, Clone, Debug)]
+#[command(name = "virtshell-gateway", version, about = "VirtShell's REST gateway")]
+pub struct Args {
+    /// Kubeconfig; default: the environment's, or the pod's service account.
+    #[arg(long, env = "VIRTSHELL_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The namespace it serves.
+    #[arg(long, env = "VIRTSHELL_NAMESPACE", default_value = "virtshell")]
+    pub namespace: String,
+    /// Address of the API, /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+    /// Address where VirtShell's API has the bare root to itself; default: nowhere.
+    #[arg(long)]
+    pub virtshell_root_listen: Option<SocketAddr>,
+    /// Whether requests must be signed; disabled only on loopback addresses.
+    #[arg(long, value_enum, default_value = "required")]
+    pub auth: Mode,
+    /// Refuse requests that have a body and no Content-MD5.
+    #[arg(long)]
+    pub require_content_md5: bool,
+}
+
+/// Serves until the process is asked to end.
+///
+/// # Errors
+/// When the configuration makes no sense or an address is taken; each says what would help.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let listeners = Listeners::bind(&args).await?;
+    let client = client(&args).await?;
+    let ended = CancellationToken::new();
+    let signal = ended.clone();
+    tokio::spawn(async move {
+        if let Err(error) = crate::telemetry::shutdown_signal().await {
+            tracing::error!(%error, "cannot listen for signals");
+        }
+        signal.cancel();
+    });
+    serve(&args, client, listeners, ended).await
+}
+
+/// Addresses that are ours.
+pub struct Listeners {
+    main: TcpListener,
+    root: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Takes the addresses of the configuration.
+    ///
+    /// # Errors
+    /// When one is taken, or unsigned requests would be served beyond the loopback interface.
+    pub async fn bind(args: &Args) -> anyhow::Result<Self> {
+        let addresses = [Some(args.listen), args.virtshell_root_listen];
+        if args.auth == Mode::Disabled
+            && addresses
+                .into_iter()
+                .flatten()
+                .any(|address| !address.ip().is_loopback())
+        {
+            bail!(
+                "--auth disabled lets everybody do everything, so it needs loopback addresses: listen on 127.0.0.1"
+            );
+        }
+        let main = bind(args.listen, "--listen").await?;
+        let root = match args.virtshell_root_listen {
+            Some(address) => Some(bind(address, "--virtshell-root-listen").await?),
+            None => None,
+        };
+        Ok(Self { main, root })
+    }
+
+    /// Where the main listener is.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn main_address(&self) -> std::io::Result<SocketAddr> {
+        self.main.local_addr()
+    }
+
+    /// Where the root listener is, if there is one.
+    #[must_use]
+    pub fn root_address(&self) -> Option<SocketAddr> {
+        self.root.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+}
+
+/// Serves until `ended`.
+///
+/// # Errors
+/// When a listener fails.
+pub async fn serve(
+    args: &Args,
+    client: Client,
+    listeners: Listeners,
+    ended: CancellationToken,
+) -> anyhow::Result<()> {
+    let (store, feeds) = Store::open(&client, &args.namespace);
+    let service = Service::new(store.clone());
+    let authenticator = Arc::new(Authenticator::new(store.clone(), args.auth));
+    let metrics = Arc::new(Metrics::default());
+    let virtshell = || VirtShell::new(service.clone(), authenticator.clone(), args.require_content_md5);
+    let main = Gateway {
+        // One line per dialect.
+        dialects: vec![Arc::new(virtshell().mounted())],
+        store: store.clone(),
+        metrics: metrics.clone(),
+    };
+    let root = Gateway {
+        dialects: vec![Arc::new(virtshell().at_the_root().mounted())],
+        store,
+        metrics,
+    };
+    tracing::info!(address = %listeners.main_address()?, namespace = args.namespace, auth = ?args.auth, "serving");
+    let mut servers = tokio::task::JoinSet::new();
+    servers.spawn(listen(listeners.main, main, ended.clone()));
+    if let Some(listener) = listeners.root {
+        tracing::info!(address = %listener.local_addr()?, "serving VirtShell's API at the root");
+        servers.spawn(listen(listener, root, ended.clone()));
+    }
+    let drained = async {
+        while let Some(server) = servers.join_next().await {
+            server.context("a listener panicked")??;
+        }
+        anyhow::Ok(())
+    };
+    within_drain(drained, &ended).await?;
+    drop(feeds);
+    Ok(())
+}
+
+async fn listen(listener: TcpListener, gateway: Gateway, ended: CancellationToken) -> anyhow::Result<()> {
+    let server = axum::serve(listener, router(gateway)).with_graceful_shutdown(ended.cancelled_owned());
+    server.into_future().await.context("the listener failed")
+}
+
+/// Runs to the end, but not longer than [`DRAIN`] after `ended`: an idle client may keep its connection for ever.
+async fn within_drain(
+    work: impl Future<Output = anyhow::Result<()>>,
+    ended: &CancellationToken,
+) -> anyhow::Result<()> {
+    let too_late = async {
+        ended.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        result = work => result,
+        () = too_late => {
+            tracing::warn!("requests were still running {} s after the end was asked for", DRAIN.as_secs());
+            Ok(())
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
+            "{address} is taken by another process: stop that one (`ss -ltnp 'sport = :{}'` names it), or choose \
+             another address with {flag}",
+            address.port()
+        ),
+        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!(
+            "{address} may not be listened on: choose a port above 1023 with {flag}, or allow it (CAP_NET_BIND_SERVICE)"
+        ),
+        _ => anyhow::anyhow!("{address} cannot be listened on ({error}): choose another address with {flag}"),
+    })
+}
+
+async fn client(args: &Args) -> anyhow::Result<Client> {
+    let mut config = match &args.kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path).with_context(|| {
+                format!(
+                    "{} cannot be read as a kubeconfig: check --kubeconfig",
+                    path.display()
+                )
+            })?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .with_context(|| format!("{} names no usable cluster", path.display()))?
+        }
+        None => kube::Config::infer()
+            .await
+            .context("no Kubernetes API is known: set --kubeconfig or KUBECONFIG, or run in a pod")?,
+    };
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Client::try_from(config).context("the Kubernetes client cannot be made")
+}

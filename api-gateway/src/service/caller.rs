@@ -1,0 +1,82 @@
+//! On whose behalf a request is made.
+
+use std::collections::BTreeSet;
+
+use virtshell_crds::{User, UserType};
+
+use super::error::uid;
+use crate::store::{Cached, Store, by};
+
+/// uid of the identity of unsigned requests.
+const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
+
+/// On whose behalf a request is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// uid of the User.
+    pub uid: String,
+    /// User name.
+    pub name: String,
+    /// Login.
+    pub login: String,
+    /// Passes every check.
+    pub is_system: bool,
+    /// Names of all groups it is in.
+    pub groups: BTreeSet<String>,
+    /// The group of what it creates.
+    pub primary_group: Option<String>,
+}
+
+impl Caller {
+    /// The caller of an unsigned request where these are allowed.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self {
+            uid: NOBODY.to_owned(),
+            name: "system:anonymous".to_owned(),
+            login: "system:anonymous".to_owned(),
+            is_system: true,
+            groups: BTreeSet::new(),
+            primary_group: None,
+        }
+    }
+
+    /// This user, with the groups it names and those that name it.
+    #[must_use]
+    pub fn of(user: &User, store: &Store) -> Self {
+        let name = user.wire_name().to_owned();
+        Self {
+            uid: uid(user).to_owned(),
+            login: user.spec.login.clone().unwrap_or_else(|| name.clone()),
+            is_system: user.spec.type_ == UserType::System,
+            groups: groups_of(user, store).into_iter().collect(),
+            primary_group: user.spec.groups.first().cloned(),
+            name,
+        }
+    }
+
+    /// Whether it is in the group of this name.
+    #[must_use]
+    pub fn is_member_of(&self, group: &str) -> bool {
+        self.groups.contains(group)
+    }
+
+    /// Who owns what it creates: nobody for unsigned requests, which then belongs to everybody.
+    #[must_use]
+    pub fn as_owner(&self) -> Option<String> {
+        (self.uid != NOBODY).then(|| self.name.clone())
+    }
+}
+
+/// Names of the groups of a user: those it names, in its order, then those that name it.
+#[must_use]
+pub fn groups_of(user: &User, store: &Store) -> Vec<String> {
+    let mut groups = user.spec.groups.clone();
+    for group in store.groups.by_key(by::MEMBER, &user.wire_name()) {
+        let name = group.wire_name().to_owned();
+        if !groups.contains(&name) {
+            groups.push(name);
+        }
+    }
+    groups
+}

@@ -1,0 +1,52 @@
+//! What VirtShell does, whatever the dialect: typed intents in, typed outcomes out.
+//!
+//! A dialect translates a request into an intent of one of these modules and the outcome back. Whatever two dialects
+//! would both need is decided here: names ([`names`]), permissions ([`permissions`]), references and writes
+//! ([`objects`]), where an instance gets its values ([`effective`]), who can run it ([`placement`]), which instances a
+//! selector means ([`selection`]).
+
+mod caller;
+pub mod effective;
+mod error;
+pub mod groups;
+pub mod hosts;
+pub mod images;
+pub mod instances;
+mod kind;
+pub mod names;
+pub mod objects;
+pub mod permissions;
+pub mod placement;
+pub mod power;
+pub mod selection;
+pub mod tasks;
+pub mod users;
+
+use std::sync::Arc;
+
+pub use caller::Caller;
+pub use error::{Field, Lacking, ServiceError, Verb};
+pub use kind::{Kind, Managed};
+pub use names::is_uuid;
+
+use crate::store::Store;
+
+/// Decides and writes.
+#[derive(Clone)]
+pub struct Service {
+    store: Arc<Store>,
+}
+
+impl Service {
+    /// A service over these caches.
+    #[must_use]
+    pub fn new(store: Arc<Store>) -> Self {
+        Self { store }
+    }
+
+    /// The caches.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+}

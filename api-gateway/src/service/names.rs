@@ -1,0 +1,118 @@
+//! Which names objects may have, and what tells a name from a uuid. Pure.
+
+use super::Kind;
+
+/// Longest name.
+const MAX_NAME: usize = 128;
+
+/// Words that follow `instances/` and `enviroments/` in paths of calls.
+const RESERVED_INSTANCES: [&str; 7] = [
+    "start_instance",
+    "stop_instance",
+    "restart_instance",
+    "clone_instance",
+    "execute_command",
+    "copy_file",
+    "copy_files",
+];
+const RESERVED_ENVIRONMENTS: [&str; 2] = ["add_host", "add_hosts"];
+
+/// Whether a value is looked up as a uuid rather than a name: `8-4-4-4-12` hexadecimal digits.
+#[must_use]
+pub fn is_uuid(value: &str) -> bool {
+    let groups: Vec<&str> = value.split('-').collect();
+    groups.len() == 5
+        && groups
+            .iter()
+            .zip([8, 4, 4, 4, 12])
+            .all(|(group, length)| group.len() == length && group.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// Whether a new object of this kind may have this name; the error is the reason for a refusal.
+pub fn check(kind: Kind, name: &str) -> Result<(), String> {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "._:@+-".contains(c);
+    if name.len() > MAX_NAME {
+        return Err(format!("must have at most {MAX_NAME} characters"));
+    }
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(inner) {
+        return Err(
+            "must begin with a letter or digit and hold only letters, digits and . _ : @ + -".to_owned(),
+        );
+    }
+    if is_uuid(name) {
+        return Err("must not look like a uuid".to_owned());
+    }
+    if kind == Kind::User && name.contains(':') {
+        return Err("must not contain a colon".to_owned());
+    }
+    if is_reserved(kind, name) {
+        return Err(format!("{name} is a reserved word"));
+    }
+    Ok(())
+}
+
+/// Whether this is a word of the API's calls rather than a name.
+#[must_use]
+pub fn is_reserved(kind: Kind, name: &str) -> bool {
+    match kind {
+        Kind::Instance => RESERVED_INSTANCES.contains(&name),
+        Kind::Environment => RESERVED_ENVIRONMENTS.contains(&name),
+        Kind::Host
+        | Kind::Section
+        | Kind::Image
+        | Kind::Provisioner
+        | Kind::Task
+        | Kind::User
+        | Kind::Group => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_contract() {
+        let long = "n".repeat(129);
+        for (kind, name, valid) in [
+            (Kind::Host, "host-01-pdn", true),
+            (Kind::Image, "centos:centos6", true),
+            (Kind::Image, "ubuntu_server_14.04.2_amd64", true),
+            (Kind::Image, "a@b+c", true),
+            (Kind::Host, &long[..128], true),
+            (Kind::Host, &long, false),
+            (Kind::Host, "", false),
+            (Kind::Host, "-a", false),
+            (Kind::Host, "_a", false),
+            (Kind::Host, "a b", false),
+            (Kind::Host, "a/b", false),
+            (Kind::Host, "é", false),
+            (Kind::Host, "72c05559-0590-4da6-be56-28ab36cb669c", false),
+            (Kind::Host, "72C05559-0590-4DA6-BE56-28AB36CB669C", false),
+            (Kind::User, "a:b", false),
+            (Kind::User, "ab", true),
+            (Kind::Instance, "start_instance", false),
+            (Kind::Instance, "copy_files", false),
+            (Kind::Instance, "add_host", true),
+            (Kind::Environment, "add_hosts", false),
+            (Kind::Environment, "copy_files", true),
+        ] {
+            assert_eq!(check(kind, name).is_ok(), valid, "{kind:?} {name}");
+        }
+    }
+
+    #[test]
+    fn uuids() {
+        for (value, is) in [
+            ("72c05559-0590-4da6-be56-28ab36cb669c", true),
+            ("72C05559-0590-4DA6-BE56-28AB36CB669C", true),
+            ("72c05559-0590-4da6-be56-28ab36cb669", false),
+            ("72c0555-90590-4da6-be56-28ab36cb669c", false),
+            ("72c05559-0590-4da6-be56-28ab36cb669g", false),
+            ("72c055590590-4da6-be56-28ab36cb669c", false),
+            ("", false),
+        ] {
+            assert_eq!(is_uuid(value), is, "{value}");
+        }
+    }
+}

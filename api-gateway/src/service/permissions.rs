@@ -1,0 +1,232 @@
+//! Unix-style permissions: what a string says, and whom it lets do what. Pure.
+//!
+//! Inside a triplet the letters decide, not their position: `xwr` and `rwx` are the same.
+
+use virtshell_crds::{DEFAULT_PERMISSIONS, words};
+
+use super::caller::Caller;
+
+/// What one class of users may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Triplet {
+    /// See it and use it.
+    pub read: bool,
+    /// Change and delete it.
+    pub write: bool,
+    /// Act on the guest.
+    pub execute: bool,
+}
+
+/// What a permission string says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    owner: Triplet,
+    group: Triplet,
+    others: Triplet,
+}
+
+/// An object with permissions, as the decision sees it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Guarded<'a> {
+    /// Its permission string; absent or unreadable counts as the default, which is everything for everybody.
+    pub permissions: Option<&'a str>,
+    /// Name of the user who owns it; objects made with kubectl have none.
+    pub owner: Option<&'a str>,
+    /// Name of the group it belongs to.
+    pub group: Option<&'a str>,
+}
+
+/// Something an object can permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    /// `r`
+    Read,
+    /// `w`
+    Write,
+    /// `x`, and `r` with it: who acts on a guest sees what it answers.
+    Execute,
+}
+
+/// Reads a permission string; the error is the reason for a refusal.
+pub fn parse(text: &str) -> Result<Permissions, &'static str> {
+    // `ls -l` writes the file type in front.
+    let letters = if text.len() == 10 {
+        text.strip_prefix('-')
+    } else {
+        Some(text)
+    };
+    let letters = letters
+        .filter(|l| l.len() == 9 && l.is_ascii())
+        .ok_or(words::PERMISSIONS)?;
+    Ok(Permissions {
+        owner: triplet(&letters[..3])?,
+        group: triplet(&letters[3..6])?,
+        others: triplet(&letters[6..])?,
+    })
+}
+
+fn triplet(letters: &str) -> Result<Triplet, &'static str> {
+    let mut triplet = Triplet::default();
+    for letter in letters.chars() {
+        let right = match letter {
+            'r' => &mut triplet.read,
+            'w' => &mut triplet.write,
+            'x' => &mut triplet.execute,
+            '-' | '_' => continue,
+            _ => return Err(words::PERMISSIONS),
+        };
+        if std::mem::replace(right, true) {
+            return Err(words::PERMISSIONS);
+        }
+    }
+    Ok(triplet)
+}
+
+/// Whether `caller` may do this with the object: owner, else member of its group, else others; the first that fits.
+#[must_use]
+pub fn allows(object: &Guarded<'_>, caller: &Caller, right: Right) -> bool {
+    if caller.is_system {
+        return true;
+    }
+    let default = || parse(DEFAULT_PERMISSIONS).expect("the default is a permission string");
+    let permissions = object
+        .permissions
+        .map_or_else(default, |text| parse(text).unwrap_or_else(|_| default()));
+    let class = if object.owner.is_some_and(|owner| owner == caller.name) {
+        permissions.owner
+    } else if object.group.is_some_and(|group| caller.is_member_of(group)) {
+        permissions.group
+    } else {
+        permissions.others
+    };
+    match right {
+        Right::Read => class.read,
+        Right::Write => class.write,
+        Right::Execute => class.execute && class.read,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rights(t: Triplet) -> String {
+        [(t.read, 'r'), (t.write, 'w'), (t.execute, 'x')]
+            .iter()
+            .filter(|(has, _)| *has)
+            .map(|(_, c)| *c)
+            .collect()
+    }
+
+    #[test]
+    fn letters_decide_and_not_their_position() {
+        for (text, expected) in [
+            ("xwrxwrxwr", Some("rwx rwx rwx")),
+            ("rwxrwxrwx", Some("rwx rwx rwx")),
+            ("rwxr-x---", Some("rwx rx ")),
+            ("rwx------", Some("rwx  ")),
+            ("xwrxwrx__", Some("rwx rwx x")),
+            ("-rw-r--r--", Some("rw r r")),
+            ("---------", Some("  ")),
+            ("w-rr--r--", Some("rw r r")),
+            ("rwxrwxrw", None),
+            ("rwxrwxrwxr", None),
+            ("xrw-r--r--x", None),
+            ("rrxrwxrwx", None),
+            ("rwxrwxrwa", None),
+            ("RWXRWXRWX", None),
+            ("rwxrwxrwé", None),
+            ("", None),
+        ] {
+            let parsed = parse(text)
+                .ok()
+                .map(|p| [p.owner, p.group, p.others].map(rights).join(" "));
+            assert_eq!(parsed.as_deref(), expected, "{text}");
+        }
+    }
+
+    fn caller(name: &str, groups: &[&str], is_system: bool) -> Caller {
+        Caller {
+            uid: "u".into(),
+            name: name.into(),
+            login: name.into(),
+            is_system,
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            primary_group: None,
+        }
+    }
+
+    #[test]
+    fn the_first_class_that_fits_decides() {
+        let object = |permissions| Guarded {
+            permissions: Some(permissions),
+            owner: Some("ann"),
+            group: Some("web"),
+        };
+        let (ann, bob, eve) = (
+            caller("ann", &["web"], false),
+            caller("bob", &["web"], false),
+            caller("eve", &[], false),
+        );
+        for (rule, object, who, read, write, execute) in [
+            ("owner", object("rwxr-----"), &ann, true, true, true),
+            ("group", object("rwxr-----"), &bob, true, false, false),
+            ("others", object("rwxr-----"), &eve, false, false, false),
+            (
+                "an owner in the group stays owner",
+                object("---rwxrwx"),
+                &ann,
+                false,
+                false,
+                false,
+            ),
+            (
+                "a member is not one of the others",
+                object("rwx---rwx"),
+                &bob,
+                false,
+                false,
+                false,
+            ),
+            (
+                "execute needs read",
+                object("--x--x--x"),
+                &eve,
+                false,
+                false,
+                false,
+            ),
+            ("others may", object("------r-x"), &eve, true, false, true),
+            (
+                "made with kubectl: group or others",
+                Guarded {
+                    permissions: Some("rwxr-----"),
+                    ..Guarded::default()
+                },
+                &ann,
+                false,
+                false,
+                false,
+            ),
+            (
+                "no string: everything",
+                Guarded::default(),
+                &eve,
+                true,
+                true,
+                true,
+            ),
+            (
+                "system passes",
+                object("---------"),
+                &caller("root", &[], true),
+                true,
+                true,
+                true,
+            ),
+        ] {
+            let seen = [Right::Read, Right::Write, Right::Execute].map(|right| allows(&object, who, right));
+            assert_eq!(seen, [read, write, execute], "{rule}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Which instances a request means by names, patterns, tags and addresses.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use virtshell_crds::{Instance, Provisioner, resolve};
+
+use super::objects::{may, permit};
+use super::{Caller, Kind, Service, ServiceError, Verb, is_uuid};
+
+/// One way to mean instances.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// Exactly this one, by name or uuid; a launch parent stands for its children.
+    Name(String),
+    /// All whose name matches one of these; `*` matches any run of characters.
+    Matching(Vec<String>),
+    /// All with this tag, their own or their provisioner's.
+    Tag(String),
+    /// The one with this address now.
+    Address(String),
+}
+
+impl Service {
+    /// The union of what the selectors mean, without doubles, by name.
+    ///
+    /// What is named must exist and be permitted; of the rest only what the caller may act on counts. An empty union is
+    /// an error.
+    pub fn select(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        selectors: &[Selector],
+    ) -> Result<Vec<Arc<Instance>>, ServiceError> {
+        let mut union: BTreeMap<String, Arc<Instance>> = BTreeMap::new();
+        let mut everybody: Option<Vec<Arc<Instance>>> = None;
+        for selector in selectors {
+            let selected = match selector {
+                Selector::Name(name) => self.select_named(caller, verb, name)?,
+                Selector::Matching(patterns) if patterns.iter().all(|pattern| !pattern.contains('*')) => {
+                    patterns
+                        .iter()
+                        .filter_map(|name| self.store().instances.by_wire_name(name))
+                        .filter(|instance| {
+                            !self.is_launch_parent(instance) && may(caller, verb, Some(instance.as_ref()))
+                        })
+                        .collect()
+                }
+                Selector::Matching(_) | Selector::Tag(_) | Selector::Address(_) => {
+                    let all = everybody.get_or_insert_with(|| self.candidates(caller, verb));
+                    all.iter()
+                        .filter(|instance| self.fits(selector, instance))
+                        .cloned()
+                        .collect()
+                }
+            };
+            union.extend(
+                selected
+                    .into_iter()
+                    .map(|instance| (instance.wire_name().to_owned(), instance)),
+            );
+        }
+        if union.is_empty() {
+            return Err(ServiceError::NotFound {
+                kind: Kind::Instance,
+                name: describe(selectors),
+            });
+        }
+        Ok(union.into_values().collect())
+    }
+
+    fn select_named(
+        &self,
+        caller: &Caller,
+        verb: Verb,
+        name: &str,
+    ) -> Result<Vec<Arc<Instance>>, ServiceError> {
+        let instance = self.find::<Instance>(name)?;
+        permit(caller, verb, instance.as_ref())?;
+        if !self.is_launch_parent(&instance) {
+            return Ok(vec![instance]);
+        }
+        let children = self.children(&instance);
+        for child in &children {
+            permit(caller, verb, child.as_ref())?;
+        }
+        Ok(children)
+    }
+
+    fn candidates(&self, caller: &Caller, verb: Verb) -> Vec<Arc<Instance>> {
+        let mut instances = self.store().instances.list();
+        instances.retain(|instance| {
+            may(caller, verb, Some(instance.as_ref())) && !self.is_launch_parent(instance)
+        });
+        instances
+    }
+
+    fn fits(&self, selector: &Selector, instance: &Instance) -> bool {
+        match selector {
+            Selector::Name(name) => *name == instance.wire_name() || is_uuid(name),
+            Selector::Matching(patterns) => patterns
+                .iter()
+                .any(|pattern| matches(pattern, &instance.wire_name())),
+            Selector::Tag(tag) => self.tags(instance).iter().any(|t| t == tag),
+            Selector::Address(address) => has_address(instance, address),
+        }
+    }
+
+    /// Tags of an instance: its own and its provisioner's.
+    #[must_use]
+    pub fn tags(&self, instance: &Instance) -> Vec<String> {
+        let provisioner = instance
+            .spec
+            .provisioner
+            .as_deref()
+            .and_then(|name| self.named::<Provisioner>(name));
+        let mut tags = resolve::tags(&instance.spec, provisioner.as_deref().map(|p| &p.spec));
+        // The provisioner may be gone; the controller remembers its tags.
+        for tag in instance.status.iter().flat_map(|status| &status.tags) {
+            if !tags.contains(tag) {
+                tags.push(tag.clone());
+            }
+        }
+        tags
+    }
+}
+
+fn has_address(instance: &Instance, address: &str) -> bool {
+    let declared = instance.spec.addresses.iter().flat_map(|a| [&a.ipv4, &a.ipv6]);
+    let observed = instance
+        .status
+        .iter()
+        .filter_map(|s| s.addresses.as_ref())
+        .flat_map(|a| a.ipv4.iter().chain(&a.ipv6));
+    declared
+        .chain(observed)
+        .any(|known| known.eq_ignore_ascii_case(address))
+}
+
+fn describe(selectors: &[Selector]) -> String {
+    let words = selectors.iter().map(|selector| match selector {
+        Selector::Name(name) => name.clone(),
+        Selector::Matching(patterns) => patterns.first().cloned().unwrap_or_default(),
+        Selector::Tag(tag) => format!("tagged {tag}"),
+        Selector::Address(address) => format!("with address {address}"),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Whether `pattern`, in which `*` stands for any run of characters, matches the whole of `text`.
+#[must_use]
+pub fn matches(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = text.strip_prefix(first) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.len() >= last.len() && rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_is_any_run_of_characters() {
+        for (pattern, text, expected) in [
+            ("web", "web", true),
+            ("web", "web1", false),
+            ("web*", "web", true),
+            ("web*", "web1", true),
+            ("web*", "aweb", false),
+            ("*web", "aweb", true),
+            ("*", "", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "axbxc", true),
+            ("a*b*c", "acb", false),
+            ("a*a", "a", false),
+            ("ab*ba", "aba", false),
+            ("**", "x", true),
+            ("WEB*", "web1", false),
+            ("a*bc*c", "abcc", true),
+        ] {
+            assert_eq!(matches(pattern, text), expected, "{pattern} {text}");
+        }
+    }
+}

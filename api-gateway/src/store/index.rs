@@ -1,0 +1,426 @@
+//! What one cache holds, and which of two versions of an object counts.
+//!
+//! Pure: no clock, no network. [`super::cache`] puts a lock around it and [`super::feed`] feeds it. Objects arrive on
+//! three ways (a list, a watch, the answer to a write of ours) in no order between them, so:
+//!
+//! * the numerically larger resourceVersion wins; versions of one resource are comparable;
+//! * a removed uid never comes back ([`Index::forget_removals`] drops the memory of it once no late answer can arrive);
+//! * a list removes what it lacks, but not what we wrote after it was asked for: that is reported for a closer look.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use kube::Resource;
+
+/// An object that a cache can hold.
+pub trait Cached: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
+    /// The name clients use.
+    fn wire_name(&self) -> &str;
+
+    /// Drops what no reader of the cache asks for.
+    fn project(&mut self) {}
+
+    /// Further keys it can be found by.
+    fn keys(&self) -> Vec<Key> {
+        Vec::new()
+    }
+
+    /// Whether it keeps its wire name against a namesake that kubectl made.
+    fn is_accepted(&self) -> bool {
+        true
+    }
+}
+
+/// A further key: the name of an index and a value in it.
+pub type Key = (&'static str, String);
+
+/// Where a version of an object was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A list that is being read.
+    List,
+    /// The watch.
+    Watch,
+    /// The answer to a write of ours.
+    Write,
+}
+
+struct Entry<K> {
+    object: Arc<K>,
+    version: u64,
+    /// The list it was last confirmed after, or during.
+    epoch: u64,
+    /// Known in this epoch from our own write alone.
+    unconfirmed: bool,
+}
+
+/// Objects of one kind by uid, name and further keys.
+pub struct Index<K> {
+    by_uid: HashMap<String, Entry<K>>,
+    by_wire_name: HashMap<String, BTreeSet<String>>,
+    by_object_name: HashMap<String, String>,
+    by_key: HashMap<Key, BTreeSet<String>>,
+    /// (creation second, wire name, uid): the order of lists.
+    ordered: BTreeMap<(i64, String, String), Arc<K>>,
+    removed: HashMap<String, u64>,
+    removals: VecDeque<(u64, String)>,
+    epoch: u64,
+}
+
+impl<K> Default for Index<K> {
+    fn default() -> Self {
+        Self {
+            by_uid: HashMap::new(),
+            by_wire_name: HashMap::new(),
+            by_object_name: HashMap::new(),
+            by_key: HashMap::new(),
+            ordered: BTreeMap::new(),
+            removed: HashMap::new(),
+            removals: VecDeque::new(),
+            epoch: 0,
+        }
+    }
+}
+
+impl<K: Cached> Index<K> {
+    /// Takes a version of an object, unless a newer one is here or the object is known to be gone.
+    ///
+    /// Returns what the cache now holds for it; `None` when it is gone.
+    pub fn put(&mut self, mut object: K, source: Source) -> Option<Arc<K>> {
+        let meta = object.meta_mut();
+        meta.managed_fields = None;
+        let version = meta
+            .resource_version
+            .as_deref()
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(0);
+        let uid = meta.uid.clone()?;
+        if self.removed.contains_key(&uid) {
+            return None;
+        }
+        let epoch = self.epoch;
+        if let Some(entry) = self.by_uid.get_mut(&uid) {
+            if source != Source::Write {
+                entry.epoch = epoch;
+                entry.unconfirmed = false;
+            }
+            if entry.version >= version {
+                return Some(entry.object.clone());
+            }
+        }
+        // A name has one object at a time: the newer of two uids replaces the older, whose removal was not seen yet.
+        let name = object.meta().name.clone().unwrap_or_default();
+        if let Some(other) = self
+            .by_object_name
+            .get(&name)
+            .filter(|other| **other != uid)
+            .cloned()
+        {
+            if self
+                .by_uid
+                .get(&other)
+                .is_some_and(|entry| entry.version > version)
+            {
+                return None;
+            }
+            self.take(&other);
+        }
+        let was_unconfirmed = self
+            .take(&uid)
+            .is_none_or(|old| old.unconfirmed || old.epoch < epoch);
+        object.project();
+        let object = Arc::new(object);
+        self.insert(&uid, &object);
+        self.by_uid.insert(
+            uid,
+            Entry {
+                object: object.clone(),
+                version,
+                epoch,
+                unconfirmed: source == Source::Write && was_unconfirmed,
+            },
+        );
+        Some(object)
+    }
+
+    /// Removes an object for good; `at` is any clock that only moves forward.
+    pub fn remove(&mut self, uid: &str, at: u64) {
+        self.take(uid);
+        if self.removed.insert(uid.to_owned(), at).is_none() {
+            self.removals.push_back((at, uid.to_owned()));
+        }
+    }
+
+    /// Drops the memory of removals made before `at`.
+    pub fn forget_removals(&mut self, at: u64) {
+        while let Some((_, uid)) = self.removals.pop_front_if(|(when, _)| *when < at) {
+            self.removed.remove(&uid);
+        }
+    }
+
+    /// A list is about to be asked for: whatever it will lack is gone, except for later writes of ours.
+    pub fn begin_list(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// The list is complete. Returns the object names of our own writes that it does not confirm: each was made after
+    /// the list, or was made and removed while it was read; only the API server knows.
+    pub fn end_list(&mut self, at: u64) -> Vec<String> {
+        let epoch = self.epoch;
+        let lacking: Vec<String> = self
+            .by_uid
+            .iter()
+            .filter(|(_, entry)| entry.epoch < epoch)
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in lacking {
+            self.remove(&uid, at);
+        }
+        self.by_uid
+            .values()
+            .filter(|entry| entry.unconfirmed)
+            .filter_map(|entry| entry.object.meta().name.clone())
+            .collect()
+    }
+
+    /// By uid, in lower case.
+    pub fn by_uid(&self, uid: &str) -> Option<Arc<K>> {
+        self.by_uid.get(uid).map(|entry| entry.object.clone())
+    }
+
+    /// By wire name. Of namesakes (only kubectl can make them) the accepted one, else the oldest, else the first by
+    /// object name.
+    pub fn by_wire_name(&self, name: &str) -> Option<Arc<K>> {
+        let uids = self.by_wire_name.get(name)?;
+        uids.iter()
+            .filter_map(|uid| self.by_uid(uid))
+            .min_by_key(|object| {
+                (
+                    !object.is_accepted(),
+                    created(object.as_ref()),
+                    object.meta().name.clone(),
+                )
+            })
+    }
+
+    /// By `metadata.name`.
+    pub fn by_object_name(&self, name: &str) -> Option<Arc<K>> {
+        self.by_object_name.get(name).and_then(|uid| self.by_uid(uid))
+    }
+
+    /// By a further key, in the order of uids.
+    pub fn by_key(&self, index: &'static str, value: &str) -> Vec<Arc<K>> {
+        self.by_key
+            .get(&(index, value.to_owned()))
+            .map(|uids| uids.iter().filter_map(|uid| self.by_uid(uid)).collect())
+            .unwrap_or_default()
+    }
+
+    /// All, by creation time (seconds), then wire name.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.ordered.values().cloned().collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_uid.len()
+    }
+
+    fn insert(&mut self, uid: &str, object: &Arc<K>) {
+        let wire = object.wire_name().to_owned();
+        self.by_wire_name
+            .entry(wire.clone())
+            .or_default()
+            .insert(uid.to_owned());
+        if let Some(name) = &object.meta().name {
+            self.by_object_name.insert(name.clone(), uid.to_owned());
+        }
+        for key in object.keys() {
+            self.by_key.entry(key).or_default().insert(uid.to_owned());
+        }
+        self.ordered
+            .insert((created(object.as_ref()), wire, uid.to_owned()), object.clone());
+    }
+
+    fn take(&mut self, uid: &str) -> Option<Entry<K>> {
+        let entry = self.by_uid.remove(uid)?;
+        let object = entry.object.as_ref();
+        let wire = object.wire_name().to_owned();
+        remove_from(&mut self.by_wire_name, &wire, uid);
+        if let Some(name) = &object.meta().name
+            && self.by_object_name.get(name).is_some_and(|holder| holder == uid)
+        {
+            self.by_object_name.remove(name);
+        }
+        for key in object.keys() {
+            remove_from(&mut self.by_key, &key, uid);
+        }
+        self.ordered.remove(&(created(object), wire, uid.to_owned()));
+        Some(entry)
+    }
+}
+
+fn remove_from<Q: std::hash::Hash + Eq>(map: &mut HashMap<Q, BTreeSet<String>>, key: &Q, uid: &str) {
+    if let Some(uids) = map.get_mut(key) {
+        uids.remove(uid);
+        if uids.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+/// Creation time in seconds since the epoch.
+pub fn created<K: Resource>(object: &K) -> i64 {
+    object
+        .meta()
+        .creation_timestamp
+        .as_ref()
+        .map_or(0, |time| time.0.as_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    impl Cached for ConfigMap {
+        fn wire_name(&self) -> &str {
+            self.data
+                .as_ref()
+                .and_then(|d| d.get("name"))
+                .map_or("", String::as_str)
+        }
+
+        fn keys(&self) -> Vec<Key> {
+            self.data
+                .iter()
+                .filter_map(|d| d.get("host"))
+                .map(|h| ("host", h.clone()))
+                .collect()
+        }
+    }
+
+    fn object(uid: &str, name: &str, version: u64) -> ConfigMap {
+        let mut map = ConfigMap::default();
+        map.metadata.uid = Some(uid.into());
+        map.metadata.name = Some(name.into());
+        map.metadata.resource_version = Some(version.to_string());
+        map.metadata.creation_timestamp = Some(Time(Timestamp::from_second(100).unwrap()));
+        map.data = Some([("name".to_owned(), name.to_uppercase())].into());
+        map
+    }
+
+    fn with_host(mut map: ConfigMap, host: &str) -> ConfigMap {
+        map.data
+            .get_or_insert_default()
+            .insert("host".into(), host.into());
+        map
+    }
+
+    fn version(index: &Index<ConfigMap>, uid: &str) -> Option<String> {
+        index
+            .by_uid(uid)
+            .and_then(|o| o.metadata.resource_version.clone())
+    }
+
+    #[test]
+    fn versions_compare_as_numbers() {
+        let mut index = Index::default();
+        index.put(object("u", "a", 9), Source::Watch);
+        index.put(object("u", "a", 10), Source::Write);
+        assert_eq!(version(&index, "u").as_deref(), Some("10"));
+        index.put(object("u", "a", 9), Source::Watch);
+        assert_eq!(
+            version(&index, "u").as_deref(),
+            Some("10"),
+            "a late watch event does not undo a write"
+        );
+    }
+
+    #[test]
+    fn what_was_removed_stays_removed() {
+        let mut index = Index::default();
+        index.put(object("u", "a", 1), Source::Write);
+        index.remove("u", 5);
+        assert!(
+            index.put(object("u", "a", 1), Source::Watch).is_none(),
+            "the echo of its creation"
+        );
+        assert!(
+            index.put(object("u", "a", 7), Source::Write).is_none(),
+            "a late answer"
+        );
+        assert!(index.by_object_name("a").is_none() && index.list().is_empty());
+        index.put(object("v", "a", 8), Source::Write);
+        assert!(
+            index.by_object_name("a").is_some(),
+            "a new object of the name is another one"
+        );
+        index.forget_removals(5);
+        assert!(index.removed.contains_key("u"));
+        index.forget_removals(6);
+        assert!(index.removed.is_empty());
+    }
+
+    #[test]
+    fn a_relist_removes_what_it_lacks_but_not_later_writes() {
+        let mut index = Index::default();
+        index.begin_list();
+        index.put(object("listed", "a", 1), Source::List);
+        index.put(object("stale", "b", 2), Source::List);
+        index.put(object("written-before", "c", 3), Source::Write);
+        assert_eq!(index.end_list(1), ["c"]);
+        index.begin_list();
+        index.put(object("written-after", "d", 9), Source::Write);
+        index.put(object("listed", "a", 1), Source::List);
+        index.put(object("listed", "a", 10), Source::Write);
+        assert_eq!(index.end_list(2), ["d"]);
+        let names: Vec<_> = index
+            .list()
+            .iter()
+            .map(|o| o.metadata.name.clone().unwrap())
+            .collect();
+        assert_eq!(names, ["a", "d"]);
+        index.put(object("written-after", "d", 9), Source::Watch);
+        index.begin_list();
+        index.put(object("listed", "a", 10), Source::List);
+        index.put(object("written-after", "d", 9), Source::List);
+        assert!(index.end_list(3).is_empty(), "confirmed by the list");
+    }
+
+    #[test]
+    fn a_name_belongs_to_the_newer_of_two_objects() {
+        let mut index = Index::default();
+        index.put(object("old", "a", 1), Source::Watch);
+        index.put(object("new", "a", 5), Source::Write);
+        assert_eq!(
+            index.by_object_name("a").unwrap().metadata.uid.as_deref(),
+            Some("new")
+        );
+        assert!(index.put(object("old", "a", 2), Source::Watch).is_none());
+        index.remove("old", 1);
+        assert_eq!(
+            index.by_wire_name("A").unwrap().metadata.uid.as_deref(),
+            Some("new")
+        );
+        assert_eq!(index.len(), 1);
+    }
+
+    #[test]
+    fn further_keys_follow_the_object() {
+        let mut index = Index::default();
+        index.put(with_host(object("u", "a", 1), "h1"), Source::Watch);
+        index.put(with_host(object("v", "b", 2), "h1"), Source::Watch);
+        assert_eq!(index.by_key("host", "h1").len(), 2);
+        index.put(with_host(object("u", "a", 3), "h2"), Source::Watch);
+        assert_eq!(
+            (index.by_key("host", "h1").len(), index.by_key("host", "h2").len()),
+            (1, 1)
+        );
+        index.remove("v", 1);
+        assert!(index.by_key("host", "h1").is_empty() && index.by_key.len() == 1);
+    }
+}
