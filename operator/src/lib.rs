@@ -5,6 +5,7 @@
 //! They agree through the API server alone. [`status`] holds what both need to write status, [`probes`] their health
 //! and metrics endpoints.
 
+pub mod cluster;
 pub mod controller;
 pub mod node;
 pub mod probes;

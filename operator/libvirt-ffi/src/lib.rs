@@ -1,1 +1,10 @@
 //! The libvirt calls that the `virt` crate does not bind, as safe functions. All of `VirtShell`'s unsafe code.
+//!
+//! [`start_event_loop`] runs libvirt's default event loop on a thread of its own; without it no event is delivered and
+//! keepalive does nothing. [`subscribe`] turns a connection's domain events, and its end, into calls of one closure.
+
+mod events;
+mod event_loop;
+
+pub use event_loop::start_event_loop;
+pub use events::{DomainEvent, Lifecycle, Notice, Subscription, subscribe};

@@ -39,15 +39,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use futures::FutureExt;
 use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
-use kube::{Client, Config};
+use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
 use crate::probes::{self, Readiness};
-use crate::telemetry;
+use crate::{cluster, telemetry};
 use cache::{Cache, Cached, Change};
 use context::{Context, Key};
 use metrics::Metrics;
@@ -76,7 +75,7 @@ pub struct Args {
 /// # Errors
 /// When the kubeconfig cannot be used, or the address cannot be listened on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let client = connect(args.kubeconfig.as_deref()).await?;
+    let client = cluster::connect(args.kubeconfig.as_deref()).await?;
     let me = identity();
     let readiness = Readiness::default();
     let mut registry = Registry::default();
@@ -87,22 +86,6 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ended = probes => ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen)),
         ended = lead => ended,
     }
-}
-
-async fn connect(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = Kubeconfig::read_from(path)
-                .with_context(|| format!("cannot read kubeconfig {}", path.display()))?;
-            Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("cannot use kubeconfig {}", path.display()))?
-        }
-        None => Config::infer()
-            .await
-            .context("no cluster: give --kubeconfig, set KUBECONFIG, or run in a pod")?,
-    };
-    Client::try_from(config).context("cannot make a client of the kubeconfig")
 }
 
 /// Unique per process: the machine, and random bits that tell restarts apart.

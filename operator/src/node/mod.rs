@@ -1,9 +1,66 @@
 //! The role beside libvirt: drives the domains of its host to what their Instances ask for.
+//!
+//! ```text
+//! Instances --watch--+                         +--> libvirt, storage
+//! libvirt --events---+--> queue --> reconcile -+
+//! timers, guests ----+                         +--> status, Events
+//! ```
+//!
+//! [`reconcile`] is the loop: it observes, asks [`plan`](plan()) what to do for the [`goal`](goal()), performs it step by
+//! step ([`perform`]) and reports ([`report`]). [`connection`] keeps each libvirt connected and its calls bounded,
+//! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known.
 
+pub mod connection;
+pub mod context;
+pub mod domain_xml;
+pub mod events;
+pub mod goal;
+pub mod guest;
+pub mod host;
+pub mod hypervisor;
+pub mod lease;
+pub mod libvirt;
+pub mod metadata;
+pub mod metrics;
+pub mod observed;
+pub mod perform;
+pub mod plan;
+pub mod queue;
+pub mod reconcile;
+pub mod report;
 pub mod storage;
+pub mod token;
+pub mod watch;
+pub mod xml;
 
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::Api;
+use kube::runtime::events::{Recorder, Reporter};
+use libvirt_ffi::{DomainEvent, Notice};
+use prometheus_client::registry::Registry;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
+use virtshell_crds::instance::Driver;
+use virtshell_crds::{host_account, node_manager};
+
+use crate::probes::{self, Readiness};
+use crate::{cluster, telemetry};
+use connection::{Connection, Signal};
+use context::{Context, Instances};
+use goal::Offer;
+use guest::Guests;
+use metrics::Metrics;
+use storage::{Options, Storage, kvm_probe};
+
+/// How long a start waits for the first libvirt connection before it serves without one.
+const FIRST_CONNECTION: Duration = Duration::from_secs(10);
 
 /// Arguments of the node agent.
 #[derive(clap::Args, Clone, Debug)]
@@ -26,7 +83,7 @@ pub struct Args {
     /// Images, disks and seeds; must be readable by QEMU's user.
     #[arg(long, default_value = "/var/lib/virtshell")]
     pub data_dir: PathBuf,
-    /// libvirt connection of a driver, `DRIVER=URI`; may repeat. Default: kvm and qemu at `qemu:///system`, lxc at
+    /// libvirt connection of a driver, `DRIVER=URI`; may repeat. Given once, only those given are there. Default: kvm and qemu at `qemu:///system`, lxc at
     /// `lxc:///system`.
     #[arg(long = "driver", value_name = "DRIVER=URI")]
     pub drivers: Vec<String>,
@@ -41,11 +98,199 @@ pub struct Args {
     pub listen: SocketAddr,
 }
 
-/// Runs until the process is asked to end.
+/// Runs until the process is asked to end. Guests run on.
 ///
 /// # Errors
-/// When the configuration makes no sense, or the address cannot be listened on.
-#[expect(clippy::unused_async, reason = "the role's work follows")]
+/// When the configuration makes no sense, another agent has the data directory, or the address cannot be listened on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("the node agent has no work yet: {args:?}")
+    let drivers = drivers(&args.drivers)?;
+    let client = cluster::connect(args.kubeconfig.as_deref()).await?;
+    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let host = args.host_name.clone().unwrap_or_else(|| hostname.to_lowercase());
+    let options = Options { allow_file_images: args.allow_file_images, ..Options::default() };
+    let data_dir = args.data_dir.clone();
+    let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir, options)).await??;
+    libvirt_ffi::start_event_loop().map_err(|why| anyhow::anyhow!("libvirt's event loop cannot be started: {why}"))?;
+    let kvm = kvm_probe::probe().await;
+    tracing::info!(host.name = host, ?kvm, "serving this host");
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::new(&mut registry);
+    let readiness = Readiness::default();
+    let (signals, heard) = mpsc::unbounded_channel();
+    let (requests, queue) = queue::queue();
+    let connections = connections(&drivers, &metrics, &signals);
+    let reporter = Reporter { controller: "virtshell-node".to_owned(), instance: Some(host.clone()) };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        client: client.clone(),
+        manager: node_manager(&host),
+        host: host.clone(),
+        connections,
+        storage,
+        instances: Instances::default(),
+        offer: RwLock::new(Offer::default()),
+        records: Mutex::new(HashMap::new()),
+        guests: Arc::new(Guests::default()),
+        requests,
+        metrics: metrics.clone(),
+        started: Instant::now(),
+    });
+    let machine = host::Machine {
+        node_name: args.node_name.clone().unwrap_or_default(),
+        hostname,
+        kvm,
+        allow_emulation: args.allow_emulation,
+    };
+
+    let look = Arc::new(Notify::new());
+    let mut team = JoinSet::new();
+    for connection in distinct(&context.connections) {
+        team.spawn(connection.run());
+    }
+    if let Some(file) = args.token_file {
+        let api: Api<ServiceAccount> = Api::namespaced(client, &args.namespace);
+        team.spawn(token::run(api, host_account(&host), file));
+    }
+    team.spawn(lease::run(Arc::clone(&context), args.namespace));
+    team.spawn(listen(Arc::clone(&context), heard, Arc::clone(&look)));
+    team.spawn(work(Arc::clone(&context), machine, look, queue, readiness.clone()));
+    tokio::select! {
+        ended = probes::serve(args.listen, readiness, registry) => {
+            ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen))
+        }
+        asked = telemetry::shutdown_signal() => asked.context("cannot listen for signals"),
+    }
+}
+
+/// Everything that acts waits for libvirt's first answer, so that a start does not report hosts and guests as unknown
+/// that are well a moment later.
+async fn work(
+    context: Arc<Context>,
+    machine: host::Machine,
+    look: Arc<Notify>,
+    queue: queue::Queue,
+    readiness: Readiness,
+) {
+    let connections = distinct(&context.connections);
+    let up = async {
+        while !connections.iter().all(|c| c.facts().is_some()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(FIRST_CONNECTION, up).await;
+    let listed = Arc::clone(&context);
+    let ready = move || {
+        let serves = listed.connections.values().any(|c| c.facts().is_some());
+        readiness.set(serves);
+    };
+    let reconciles = {
+        let context = Arc::clone(&context);
+        let metrics = context.metrics.clone();
+        queue::run(queue, metrics, move |uid| reconcile::reconcile(Arc::clone(&context), uid))
+    };
+    tokio::join!(host::run(Arc::clone(&context), machine, look), watch::run(context, ready), reconciles);
+}
+
+/// Which driver is where. The defaults are the system connections; `--driver` replaces or adds.
+fn drivers(given: &[String]) -> anyhow::Result<BTreeMap<Driver, String>> {
+    let mut drivers: BTreeMap<Driver, String> = [
+        (Driver::Kvm, "qemu:///system"),
+        (Driver::Qemu, "qemu:///system"),
+        (Driver::Lxc, "lxc:///system"),
+    ]
+    .map(|(driver, uri)| (driver, uri.to_owned()))
+    .into();
+    if !given.is_empty() {
+        drivers.clear();
+    }
+    for pair in given {
+        let Some((word, uri)) = pair.split_once('=').filter(|(_, uri)| !uri.is_empty()) else {
+            bail!("--driver {pair}: write DRIVER=URI, for example kvm=qemu:///system");
+        };
+        let driver = match word {
+            "kvm" => Driver::Kvm,
+            "qemu" => Driver::Qemu,
+            "lxc" => Driver::Lxc,
+            other => bail!("--driver {pair}: {other} is no driver; use kvm, qemu or lxc"),
+        };
+        drivers.insert(driver, uri.to_owned());
+    }
+    Ok(drivers)
+}
+
+/// What a connection told, and which.
+type Heard = (String, Signal);
+
+/// One connection for each URI, shared by its drivers.
+fn connections(
+    drivers: &BTreeMap<Driver, String>,
+    metrics: &Metrics,
+    signals: &mpsc::UnboundedSender<Heard>,
+) -> BTreeMap<Driver, Arc<Connection>> {
+    let mut by_uri: BTreeMap<&str, Arc<Connection>> = BTreeMap::new();
+    let mut connections = BTreeMap::new();
+    for (driver, uri) in drivers {
+        let connection = by_uri.entry(uri).or_insert_with(|| {
+            let (signals, name) = (signals.clone(), uri.clone());
+            // The receiver lives as long as the process.
+            Connection::new(uri, metrics.clone(), move |signal| drop(signals.send((name.clone(), signal))))
+        });
+        connections.insert(*driver, Arc::clone(connection));
+    }
+    connections
+}
+
+fn distinct(connections: &BTreeMap<Driver, Arc<Connection>>) -> Vec<Arc<Connection>> {
+    let mut list: Vec<Arc<Connection>> = Vec::new();
+    for connection in connections.values() {
+        if !list.iter().any(|known| Arc::ptr_eq(known, connection)) {
+            list.push(Arc::clone(connection));
+        }
+    }
+    list
+}
+
+/// Turns what libvirt tells into looks.
+async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>, look: Arc<Notify>) {
+    while let Some((uri, signal)) = heard.recv().await {
+        match signal {
+            Signal::Up | Signal::Down => {
+                tracing::debug!(uri, ?signal, "libvirt");
+                // What happened in between was not heard: everything is looked at.
+                for instance in context.instances.all() {
+                    context.requests.now(instance.metadata.uid.as_deref().unwrap_or_default());
+                }
+                look.notify_one();
+            }
+            Signal::Notice(Notice::Domain { uuid, event, .. }) => {
+                if context.instances.get(&uuid).is_some() {
+                    match event {
+                        DomainEvent::Agent { .. } => context.guests.poke(&uuid),
+                        DomainEvent::Lifecycle(_) | DomainEvent::Rebooted => context.requests.now(&uuid),
+                    }
+                } else {
+                    look.notify_one();
+                }
+            }
+            Signal::Notice(Notice::Closed) => {}
+            Signal::Unstuck(key) => context.requests.now(key.strip_prefix("agent/").unwrap_or(&key)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drivers_are_read_or_refused_with_what_would_be_right() {
+        let given = |list: &[&str]| drivers(&list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
+        assert_eq!(given(&[]).unwrap()[&Driver::Lxc], "lxc:///system");
+        let test = given(&["kvm=test:///default"]).unwrap();
+        assert_eq!((test.len(), test[&Driver::Kvm].as_str()), (1, "test:///default"));
+        for (bad, words) in [("kvm", "DRIVER=URI"), ("kvm=", "DRIVER=URI"), ("xen=x", "use kvm, qemu or lxc")] {
+            assert!(given(&[bad]).unwrap_err().to_string().contains(words), "{bad}");
+        }
+    }
 }

@@ -1,0 +1,309 @@
+//! The connections to one libvirt, kept alive, and the bounded way to call it.
+//!
+//! libvirtd serves five requests of one client connection at a time, so five guests that do not respond would hang a
+//! shared one. Hence several lines: one for reads and events, two for changes, one for guest agents; each has four calls
+//! in flight at most. A call past its deadline keeps its thread and its place until libvirt answers; its domain takes no
+//! further call meanwhile, and a line that lost half of its places is opened anew.
+//!
+//! ```text
+//! connecting --opened, subscribed--> up --closed, or a call found it dead--> connecting (after a pause)
+//! ```
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use libvirt_ffi::{Notice, Subscription};
+use tokio::sync::{Notify, Semaphore};
+
+use super::hypervisor::{HypervisorError, chain};
+use super::libvirt::{Facts, Link};
+use super::metrics::Metrics;
+
+/// Calls in flight on one line.
+const PLACES: usize = 4;
+/// How long opening a connection may take.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// The first and the longest pause before another try to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
+
+/// Which line a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Questions that libvirt answers by itself.
+    Read,
+    /// Changes.
+    Act,
+    /// What the guest must answer.
+    Agent,
+}
+
+/// What the holder of a connection hears.
+#[derive(Clone, Debug)]
+pub enum Signal {
+    /// It is up, for the first time or again: whatever happened in between was not heard.
+    Up,
+    /// It is down.
+    Down,
+    /// libvirt told something.
+    Notice(Notice),
+    /// A call that was given up has come back: its domain can be asked again.
+    Unstuck(String),
+}
+
+/// One libvirt.
+pub struct Connection {
+    uri: String,
+    up: RwLock<Option<Up>>,
+    stuck: Arc<Mutex<HashSet<String>>>,
+    broken: Notify,
+    metrics: Metrics,
+    signals: Box<dyn Fn(Signal) + Send + Sync>,
+}
+
+struct Up {
+    facts: Facts,
+    read: Arc<Line>,
+    act: [Arc<Line>; 2],
+    agent: Arc<Line>,
+    _subscription: Subscription,
+}
+
+struct Line {
+    link: Link,
+    places: Arc<Semaphore>,
+    lost: AtomicUsize,
+}
+
+impl Line {
+    fn new(link: Link) -> Arc<Self> {
+        Arc::new(Self {
+            link,
+            places: Arc::new(Semaphore::new(PLACES)),
+            lost: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl Connection {
+    /// A connection that is not up yet; [`Connection::run`] brings it up and keeps it so. `signals` must not block.
+    pub fn new(uri: &str, metrics: Metrics, signals: impl Fn(Signal) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            uri: uri.to_owned(),
+            up: RwLock::new(None),
+            stuck: Arc::default(),
+            broken: Notify::new(),
+            metrics,
+            signals: Box::new(signals),
+        })
+    }
+
+    /// Its URI.
+    #[must_use]
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// What libvirt said of itself when the connection came up; absent while it is down.
+    #[must_use]
+    pub fn facts(&self) -> Option<Facts> {
+        self.read_up().as_ref().map(|up| up.facts.clone())
+    }
+
+    fn read_up(&self) -> std::sync::RwLockReadGuard<'_, Option<Up>> {
+        self.up.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connects, and connects again whenever the connection is lost. Never ends.
+    pub async fn run(self: Arc<Self>) {
+        let mut pause = BACKOFF.0;
+        loop {
+            match self.open().await {
+                Ok(up) => {
+                    tracing::info!(uri = %self.uri, libvirt = %up.facts.libvirt_version, "connected to libvirt");
+                    pause = BACKOFF.0;
+                    self.set(Some(up));
+                    (self.signals)(Signal::Up);
+                    self.until_broken().await;
+                    self.set(None);
+                    (self.signals)(Signal::Down);
+                    tracing::warn!(uri = %self.uri, "lost the connection to libvirt");
+                }
+                Err(error) => {
+                    tracing::debug!(uri = %self.uri, error = chain(&error), "cannot connect to libvirt");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    fn set(&self, up: Option<Up>) {
+        let old = std::mem::replace(&mut *self.up.write().unwrap_or_else(PoisonError::into_inner), up);
+        // Closing a connection talks to the daemon.
+        tokio::task::spawn_blocking(move || drop(old));
+    }
+
+    async fn open(self: &Arc<Self>) -> Result<Up, HypervisorError> {
+        let this = Arc::clone(self);
+        let opening = tokio::task::spawn_blocking(move || this.open_all());
+        match tokio::time::timeout(OPEN_DEADLINE, opening).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(_)) | Err(_) => Err(self.disconnected()),
+        }
+    }
+
+    fn open_all(self: &Arc<Self>) -> Result<Up, HypervisorError> {
+        let read = Link::open(&self.uri)?;
+        // An in-process driver has nobody to overload, and some of its worlds belong to one connection.
+        let another = || if self.uri.starts_with("test:") { Ok(read.clone()) } else { Link::open(&self.uri) };
+        let (first, second, agent) = (another()?, another()?, another()?);
+        let weak = Arc::downgrade(self);
+        let subscription = read.subscribe(move |notice| {
+            let Some(this) = weak.upgrade() else { return };
+            if notice == Notice::Closed {
+                this.broken.notify_one();
+            }
+            (this.signals)(Signal::Notice(notice));
+        })?;
+        Ok(Up {
+            facts: read.facts()?,
+            read: Line::new(read),
+            act: [Line::new(first), Line::new(second)],
+            agent: Line::new(agent),
+            _subscription: subscription,
+        })
+    }
+
+    /// Waits until the connection is really gone: a call that failed may only have met a closing socket.
+    async fn until_broken(&self) {
+        loop {
+            self.broken.notified().await;
+            let link = self.read_up().as_ref().map(|up| up.read.link.clone());
+            let Some(link) = link else { return };
+            let asked = tokio::task::spawn_blocking(move || link.is_alive());
+            if !matches!(tokio::time::timeout(OPEN_DEADLINE, asked).await, Ok(Ok(true))) {
+                return;
+            }
+        }
+    }
+
+    fn disconnected(&self) -> HypervisorError {
+        HypervisorError::Disconnected { uri: self.uri.clone(), source: None }
+    }
+
+    fn line(&self, lane: Lane, domain: &str) -> Result<Arc<Line>, HypervisorError> {
+        let up = self.read_up();
+        let up = up.as_ref().ok_or_else(|| self.disconnected())?;
+        Ok(Arc::clone(match lane {
+            Lane::Read => &up.read,
+            Lane::Act => &up.act[usize::from(domain.bytes().fold(0u8, u8::wrapping_add)) % up.act.len()],
+            Lane::Agent => &up.agent,
+        }))
+    }
+
+    /// Makes one call for one domain.
+    ///
+    /// # Errors
+    /// What the call says; [`HypervisorError::TimedOut`] when it does not come back in time, and from then on
+    /// [`HypervisorError::Stuck`] for that domain until it does.
+    pub async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        lane: Lane,
+        domain: &str,
+        what: &'static str,
+        deadline: Duration,
+        call: impl FnOnce(&Link) -> Result<T, HypervisorError> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
+        // A silent guest agent says nothing about the hypervisor: its calls are counted apart.
+        let key = if lane == Lane::Agent { format!("agent/{domain}") } else { domain.to_owned() };
+        if lock(&self.stuck).contains(&key) {
+            return Err(HypervisorError::Stuck { domain: domain.to_owned() });
+        }
+        let timed_out = || HypervisorError::TimedOut { what, domain: domain.to_owned(), after: deadline };
+        let line = self.line(lane, domain)?;
+        let places = Arc::clone(&line.places);
+        let Ok(Ok(place)) = tokio::time::timeout(deadline, places.acquire_owned()).await else {
+            return Err(timed_out());
+        };
+        let came_back = Arc::new(AtomicBool::new(false));
+        let ending = Ending {
+            connection: Arc::clone(self),
+            key: key.clone(),
+            came_back: Arc::clone(&came_back),
+        };
+        let started = Instant::now();
+        let on_line = Arc::clone(&line);
+        let running = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let _ending = ending;
+            call(&on_line.link)
+        });
+        let answer = tokio::time::timeout(deadline, running).await;
+        self.metrics.libvirt_call(what, started.elapsed());
+        match answer {
+            Ok(Ok(answer)) => {
+                if let Err(HypervisorError::Disconnected { .. }) = &answer {
+                    self.broken.notify_one();
+                }
+                answer
+            }
+            // The call panicked: libvirt's answer is unknown.
+            Ok(Err(_)) => Err(self.disconnected()),
+            Err(_) => {
+                let mut stuck = lock(&self.stuck);
+                if !came_back.load(Ordering::Acquire) {
+                    stuck.insert(key);
+                    drop(stuck);
+                    self.lost_place(lane, &line);
+                }
+                Err(timed_out())
+            }
+        }
+    }
+
+    /// A line that lost half of its places to calls that do not come back is opened anew.
+    fn lost_place(self: &Arc<Self>, lane: Lane, line: &Arc<Line>) {
+        if line.lost.fetch_add(1, Ordering::Relaxed) + 1 != PLACES / 2 || self.uri.starts_with("test:") {
+            return;
+        }
+        tracing::warn!(uri = %self.uri, ?lane, "calls do not come back; opening a fresh connection");
+        let (this, old) = (Arc::clone(self), Arc::clone(line));
+        tokio::task::spawn_blocking(move || {
+            let Ok(link) = Link::open(&this.uri) else { return };
+            let mut up = this.up.write().unwrap_or_else(PoisonError::into_inner);
+            let Some(up) = up.as_mut() else { return };
+            for place in [&mut up.read, &mut up.agent].into_iter().chain(&mut up.act) {
+                if Arc::ptr_eq(place, &old) {
+                    *place = Line::new(link);
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Runs when a call has come back, even by a panic.
+struct Ending {
+    connection: Arc<Connection>,
+    key: String,
+    came_back: Arc<AtomicBool>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let was_stuck = {
+            let mut stuck = lock(&self.connection.stuck);
+            self.came_back.store(true, Ordering::Release);
+            stuck.remove(&self.key)
+        };
+        if was_stuck {
+            (self.connection.signals)(Signal::Unstuck(self.key.clone()));
+        }
+    }
+}
+
+fn lock(set: &Mutex<HashSet<String>>) -> std::sync::MutexGuard<'_, HashSet<String>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,158 @@
+//! What every part of the agent shares: the cluster, the hypervisors, the storage, and what is remembered.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::events::Recorder;
+use kube::{Client, ResourceExt};
+use virtshell_crds::Instance;
+use virtshell_crds::instance::{Driver, Timings};
+
+use super::connection::Connection;
+use super::goal::Offer;
+use super::guest::Guests;
+use super::metrics::Metrics;
+use super::observed::{Memory, Moment};
+use super::queue::Requests;
+use super::storage::{BootFiles, CachedImage, Storage};
+
+/// What every part of the agent shares.
+pub struct Context {
+    /// The cluster.
+    pub client: Client,
+    /// Host.metadata.name.
+    pub host: String,
+    /// Field manager of this agent.
+    pub manager: String,
+    /// The connection of each configured driver.
+    pub connections: BTreeMap<Driver, Arc<Connection>>,
+    /// Images, disks and seeds.
+    pub storage: Storage,
+    /// The Instances of this host, by uid, as last seen.
+    pub instances: Instances,
+    /// What this host offers.
+    pub offer: RwLock<Offer>,
+    /// What is remembered of each Instance, by uid.
+    pub records: Mutex<HashMap<String, Record>>,
+    /// What guests said.
+    pub guests: Arc<Guests>,
+    /// Asks for looks.
+    pub requests: Requests,
+    /// Writes Events.
+    pub recorder: Recorder,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// The start of the agent's own clock.
+    pub started: Instant,
+}
+
+/// What is remembered of one Instance between two looks. Losing it costs time, never correctness.
+#[derive(Clone, Default)]
+pub struct Record {
+    /// What the plan needs.
+    pub memory: Memory,
+    /// Failures in a row.
+    pub failures: u32,
+    /// When the image was first waited for.
+    pub waiting_since: Option<Moment>,
+    /// When the progress of a download was last written.
+    pub progress_told: Option<Moment>,
+    /// Images in the cache, by URL, checksum and type.
+    pub images: Vec<(String, CachedImage)>,
+    /// Kernel and RAM disk in the cache.
+    pub boot: Option<BootFiles>,
+    /// How the last start spent its time.
+    pub timings: Timings,
+    /// When it was last started by this agent.
+    pub started_at: Option<Timestamp>,
+    /// The last problem that an Event told of, so that it is told once.
+    pub told: String,
+    /// This agent stopped the guest itself: its end is no surprise.
+    pub expected_off: bool,
+}
+
+impl Context {
+    /// The agent's clock.
+    #[must_use]
+    pub fn now(&self) -> Moment {
+        self.started.elapsed()
+    }
+
+    /// What this host offers now.
+    #[must_use]
+    pub fn offer(&self) -> Offer {
+        self.offer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is remembered of an Instance.
+    #[must_use]
+    pub fn record(&self, uid: &str) -> Record {
+        locked(&self.records).get(uid).cloned().unwrap_or_default()
+    }
+
+    /// Remembers.
+    pub fn remember(&self, uid: &str, record: Record) {
+        locked(&self.records).insert(uid.to_owned(), record);
+    }
+
+    /// Forgets an Instance that is gone.
+    pub fn forget(&self, uid: &str) {
+        locked(&self.records).remove(uid);
+        self.guests.stop(uid);
+        self.instances.remove(uid);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The Instances of this host, by uid, as last seen.
+#[derive(Default)]
+pub struct Instances(RwLock<HashMap<String, Arc<Instance>>>);
+
+impl Instances {
+    /// An Instance.
+    #[must_use]
+    pub fn get(&self, uid: &str) -> Option<Arc<Instance>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Instance>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Puts a version of an Instance, unless a newer one is there; returns the one that was replaced.
+    ///
+    /// Our own writes answer before the watch shows them, and what the watch shows may be older.
+    pub fn put(&self, instance: Instance) -> Option<Arc<Instance>> {
+        let uid = instance.uid()?;
+        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let old = map.get(&uid).cloned();
+        if old.as_deref().is_none_or(|old| version(old) <= version(&instance)) {
+            map.insert(uid, Arc::new(instance));
+        }
+        old
+    }
+
+    /// Takes it out.
+    pub fn remove(&self, uid: &str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+
+    /// The uids that are not among these.
+    #[must_use]
+    pub fn beside(&self, uids: &HashSet<String>) -> Vec<String> {
+        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        map.keys().filter(|uid| !uids.contains(*uid)).cloned().collect()
+    }
+}
+
+/// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 made that part of the API).
+fn version(instance: &Instance) -> u64 {
+    instance.resource_version().and_then(|v| v.parse().ok()).unwrap_or(0)
+}

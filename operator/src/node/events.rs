@@ -1,0 +1,100 @@
+//! Kubernetes Events: what a person wants to read in `kubectl describe`.
+
+use kube::Resource;
+use kube::runtime::events::{Event, EventType};
+use virtshell_crds::Instance;
+
+use super::context::Context;
+use super::observed::DomainState;
+use super::plan::Action;
+
+/// Something worth telling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// The domain was made.
+    Defined,
+    /// It was started.
+    Started,
+    /// It was powered off.
+    PoweredOff,
+    /// The guest was asked to shut down.
+    AskedToShutDown,
+    /// Its CPUs were suspended.
+    Suspended,
+    /// They were resumed.
+    Resumed,
+    /// Somebody, or the guest itself, stopped it.
+    Stopped,
+    /// Somebody undefined it.
+    Undefined,
+    /// It cannot get where it should: reason and message.
+    Problem(&'static str, String),
+}
+
+impl Tell {
+    /// What a step is worth telling.
+    #[must_use]
+    pub fn of(action: &Action, before: &DomainState) -> Option<Self> {
+        match action {
+            Action::Define(_) if *before == DomainState::Absent => Some(Self::Defined),
+            Action::Start { .. } => Some(Self::Started),
+            Action::Destroy => Some(Self::PoweredOff),
+            Action::Ask { .. } => Some(Self::AskedToShutDown),
+            Action::Suspend => Some(Self::Suspended),
+            Action::Resume => Some(Self::Resumed),
+            Action::Define(_)
+            | Action::MakeRoot
+            | Action::MakeDisk(_)
+            | Action::GrowDisk(..)
+            | Action::MakeSeed
+            | Action::SetAutostart(_)
+            | Action::Undefine
+            | Action::RemoveFiles { .. }
+            | Action::SetVcpus(_)
+            | Action::SetMemory(_)
+            | Action::SetLiveMetadata(_) => None,
+        }
+    }
+
+    fn event(&self) -> Event {
+        let (warning, reason, action, note) = match self {
+            Self::Defined => (false, "DomainDefined", "Define", "defined the domain".to_owned()),
+            Self::Started => (false, "DomainStarted", "Start", "started the domain".to_owned()),
+            Self::PoweredOff => (false, "DomainPoweredOff", "Destroy", "powered the domain off".to_owned()),
+            Self::AskedToShutDown => (false, "ShutdownRequested", "Shutdown", "asked the guest to shut down".to_owned()),
+            Self::Suspended => (false, "DomainSuspended", "Suspend", "suspended the domain".to_owned()),
+            Self::Resumed => (false, "DomainResumed", "Resume", "resumed the domain".to_owned()),
+            Self::Stopped => (
+                true,
+                "DomainStopped",
+                "Start",
+                "the domain was stopped outside of VirtShell; powerState is Running, so it is started again".to_owned(),
+            ),
+            Self::Undefined => (
+                true,
+                "DomainUndefined",
+                "Define",
+                "the domain was undefined outside of VirtShell; it is defined again".to_owned(),
+            ),
+            Self::Problem(reason, message) => (true, *reason, "Converge", message.clone()),
+        };
+        Event {
+            type_: if warning { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            // The API takes 1 KiB.
+            note: Some(note.chars().take(1000).collect()),
+            action: action.to_owned(),
+            secondary: None,
+        }
+    }
+}
+
+/// Writes the Event beside the work: nobody waits for it, and losing one loses nothing else.
+pub fn told(context: &Context, instance: &Instance, tell: &Tell) {
+    let (recorder, reference, event) = (context.recorder.clone(), instance.object_ref(&()), tell.event());
+    tokio::spawn(async move {
+        if let Err(error) = recorder.publish(&event, &reference).await {
+            tracing::debug!(reason = event.reason, %error, "an Event was not written");
+        }
+    });
+}

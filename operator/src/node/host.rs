@@ -1,0 +1,400 @@
+//! The Host of this machine: made when it is not there, and told what the machine has.
+//!
+//! What the host offers ([`Offer`]) is decided here as well, for goals and for the Host's status from one source.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, PostParams};
+use serde_json::json;
+use tokio::sync::Notify;
+use virtshell_crds::condition::{
+    HARDWARE_VIRTUALIZATION, LIBVIRT_CONNECTED, READY, SCHEDULABLE, STORAGE_HEALTHY, Status, condition, upsert,
+};
+use virtshell_crds::host::{CachedImage, Capacity, Cpu, ForeignDomain, Hypervisor, OrphanDomain};
+use virtshell_crds::instance::{Addresses, Driver};
+use virtshell_crds::{Host, HostSpec, HostStatus, Instance};
+
+use super::connection::{Connection, Lane};
+use super::context::Context;
+use super::goal::{DomainType, Offer};
+use super::libvirt::{Facts, Listed};
+use super::storage::Room;
+use super::storage::kvm_probe::KvmSupport;
+use crate::status::{apply, differs};
+
+/// How often the machine is looked at when nothing asks for it.
+const PERIOD: Duration = Duration::from_secs(15);
+/// Events come in bursts; one look serves a burst.
+const BURST: Duration = Duration::from_millis(300);
+/// How long a list of all domains may take.
+const LIST_DEADLINE: Duration = Duration::from_secs(10);
+/// Foreign domains that the status lists; more are counted.
+const MOST_FOREIGN: usize = 100;
+/// The top-level fields of status that the node owns.
+const OWNED: &[&str] = &[
+    "observedGeneration", "capacity", "drivers", "hypervisor", "cpu", "hostname", "nodeName", "addresses", "images",
+    "foreignDomains", "foreignDomainCount", "orphanDomains", "conditions",
+];
+
+/// What does not change while the agent runs.
+pub struct Machine {
+    /// The Kubernetes node it runs on; empty = none.
+    pub node_name: String,
+    /// Its host name.
+    pub hostname: String,
+    /// Whether hardware virtualization works.
+    pub kvm: KvmSupport,
+    /// Whether guests of driver kvm may run emulated.
+    pub allow_emulation: bool,
+}
+
+/// What the host offers, by what its libvirt connections said.
+#[must_use]
+pub fn offer<'a>(connections: impl Iterator<Item = (Driver, &'a str, Option<Facts>)>, machine: &Machine) -> Offer {
+    let mut offer = Offer::default();
+    for (driver, uri, facts) in connections {
+        let Some(facts) = facts else {
+            offer.refused.push((driver, format!("{uri} does not answer; is libvirtd running?")));
+            continue;
+        };
+        offer.cpus = offer.cpus.max(i32::try_from(facts.cpus).unwrap_or(i32::MAX));
+        offer.default_network |= facts.default_network;
+        match domain_type(driver, &facts.driver, machine) {
+            Ok(type_) => offer.drivers.push((driver, type_)),
+            Err(why) => offer.refused.push((driver, why)),
+        }
+    }
+    offer
+}
+
+fn domain_type(driver: Driver, hypervisor: &str, machine: &Machine) -> Result<DomainType, String> {
+    match (hypervisor, driver, &machine.kvm) {
+        ("Test" | "TEST", _, _) => Ok(DomainType::Test),
+        ("LXC", Driver::Lxc, _) => Ok(DomainType::Lxc),
+        ("QEMU", Driver::Qemu, _) => Ok(DomainType::Qemu),
+        ("QEMU", Driver::Kvm, KvmSupport::Usable) => Ok(DomainType::Kvm),
+        ("QEMU", Driver::Kvm, KvmSupport::Unusable { .. }) if machine.allow_emulation => Ok(DomainType::Qemu),
+        ("QEMU", Driver::Kvm, KvmSupport::Unusable { reason }) => Err(format!(
+            "hardware virtualization is not usable ({reason}) and the agent runs without --allow-emulation"
+        )),
+        (other, _, _) => Err(format!("its libvirt connection is to {other}, which cannot run it")),
+    }
+}
+
+/// Keeps the Host up to date until the process ends; `look` asks for a look.
+pub async fn run(context: Arc<Context>, machine: Machine, look: Arc<Notify>) {
+    loop {
+        if let Err(error) = once(&context, &machine).await {
+            tracing::warn!(host.name = context.host, %error, "the Host cannot be written");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PERIOD) => {}
+            () = look.notified() => tokio::time::sleep(BURST).await,
+        }
+    }
+}
+
+async fn once(context: &Arc<Context>, machine: &Machine) -> kube::Result<()> {
+    let connections = context.connections.iter();
+    let now_offered = offer(connections.map(|(driver, c)| (*driver, c.uri(), c.facts())), machine);
+    let changed = {
+        let mut offer = context.offer.write().unwrap_or_else(PoisonError::into_inner);
+        let changed = *offer != now_offered;
+        *offer = now_offered.clone();
+        changed
+    };
+    if changed {
+        // A driver came or went: every Instance's goal may be another one.
+        for instance in context.instances.all() {
+            context.requests.now(&instance.uid().unwrap_or_default());
+        }
+    }
+    let api: Api<Host> = Api::all(context.client.clone());
+    let host = match api.get_opt(&context.host).await? {
+        Some(host) => host,
+        None => create(&api, context, machine).await?,
+    };
+    let seen = look_around(context).await;
+    let status = status(&host, machine, &now_offered, &seen);
+    if differs(&json!(host.status), &json!(status), OWNED) {
+        apply(&api, &host, &context.manager, &status).await?;
+    }
+    Ok(())
+}
+
+async fn create(api: &Api<Host>, context: &Context, machine: &Machine) -> kube::Result<Host> {
+    let spec = HostSpec {
+        enabled: true,
+        node_name: Some(machine.node_name.clone()).filter(|name| !name.is_empty()),
+        ..HostSpec::default()
+    };
+    match api.create(&PostParams::default(), &Host::new(&context.host, spec)).await {
+        Err(kube::Error::Api(answer)) if answer.is_already_exists() => api.get(&context.host).await,
+        other => other,
+    }
+}
+
+/// What one look at the machine showed.
+struct Surroundings {
+    facts: Vec<(Driver, Facts)>,
+    down: Vec<String>,
+    foreign: Vec<ForeignDomain>,
+    orphans: Vec<OrphanDomain>,
+    room: Option<Room>,
+    images: Vec<CachedImage>,
+    addresses: Addresses,
+}
+
+async fn look_around(context: &Arc<Context>) -> Surroundings {
+    let mut seen = Surroundings {
+        facts: vec![],
+        down: vec![],
+        foreign: vec![],
+        orphans: vec![],
+        room: context.storage.room().await.ok(),
+        images: images(context),
+        addresses: addresses(),
+    };
+    let mut asked = BTreeSet::new();
+    for (driver, connection) in &context.connections {
+        match connection.facts() {
+            Some(facts) => seen.facts.push((*driver, facts)),
+            None => seen.down.push(connection.uri().to_owned()),
+        }
+        if connection.facts().is_some() && asked.insert(connection.uri().to_owned()) {
+            domains(context, *driver, connection, &mut seen).await;
+        }
+    }
+    seen.down.dedup();
+    seen
+}
+
+fn images(context: &Context) -> Vec<CachedImage> {
+    let mut images: Vec<CachedImage> = context
+        .storage
+        .cached_images()
+        .into_iter()
+        .map(|image| CachedImage {
+            name: image.name,
+            sha256: image.sha256,
+            size_bytes: i64::try_from(image.size_bytes).unwrap_or(i64::MAX),
+        })
+        .collect();
+    images.sort_by(|a, b| (&a.name, &a.sha256).cmp(&(&b.name, &b.sha256)));
+    images
+}
+
+/// Sorts the domains into those of our Instances, orphans and foreign ones.
+async fn domains(context: &Arc<Context>, driver: Driver, connection: &Arc<Connection>, seen: &mut Surroundings) {
+    let listed = connection.call(Lane::Read, "all domains", "list", LIST_DEADLINE, |link| link.list()).await;
+    let Ok(listed) = listed else { return };
+    for domain in listed {
+        match &domain.owner {
+            Some(owner) if context.instances.get(&owner.uid).is_some() => {}
+            Some(owner) => match is_gone(context, &owner.namespace, &owner.name, &owner.uid).await {
+                Some(true) => {
+                    stop_autostart(connection, &domain).await;
+                    seen.orphans.push(OrphanDomain { name: domain.name.clone(), uid: owner.uid.clone() });
+                }
+                // It may belong to another host's binding by now, or could not be asked: say nothing of it.
+                Some(false) | None => {}
+            },
+            None => seen.foreign.push(foreign(driver, domain)),
+        }
+    }
+    seen.foreign.sort_by(|a, b| (&a.driver, &a.name).cmp(&(&b.driver, &b.name)));
+    seen.orphans.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+/// Whether a live read, not a cache, shows that there is no such Instance; `None` when it could not be asked.
+async fn is_gone(context: &Context, namespace: &str, name: &str, uid: &str) -> Option<bool> {
+    let api: Api<Instance> = Api::namespaced(context.client.clone(), namespace);
+    let found = api.get_opt(name).await.ok()?;
+    Some(found.is_none_or(|instance| instance.uid().as_deref() != Some(uid)))
+}
+
+/// An orphan is never started, by libvirtd neither.
+async fn stop_autostart(connection: &Arc<Connection>, domain: &Listed) {
+    if !domain.autostart {
+        return;
+    }
+    let uuid = domain.uuid.clone();
+    let stopped = connection.call(Lane::Act, &domain.uuid, "clear autostart of", LIST_DEADLINE, move |link| {
+        link.set_autostart(&uuid, false)
+    });
+    if let Err(error) = stopped.await {
+        tracing::warn!(domain.name = domain.name, %error, "autostart of an orphan cannot be cleared");
+    }
+}
+
+fn foreign(driver: Driver, domain: Listed) -> ForeignDomain {
+    ForeignDomain {
+        name: domain.name,
+        uuid: domain.uuid,
+        id: domain.id,
+        driver: if driver == Driver::Lxc { "lxc" } else { "qemu" }.to_owned(),
+        state: domain.state.to_owned(),
+    }
+}
+
+/// Addresses of the machine, without loopback, link-local ones, and those of bridges that libvirt made.
+fn addresses() -> Addresses {
+    let mut found = Addresses::default();
+    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        if interface.interface_name.starts_with("virbr") {
+            continue;
+        }
+        let address = interface.address.as_ref();
+        let ip = address
+            .and_then(|a| a.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())))
+            .or_else(|| address.and_then(|a| a.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))));
+        match ip {
+            Some(IpAddr::V4(v4)) if !v4.is_loopback() && !v4.is_link_local() => found.ipv4.push(v4.to_string()),
+            Some(IpAddr::V6(v6)) if !v6.is_loopback() && !v6.is_unicast_link_local() => found.ipv6.push(v6.to_string()),
+            Some(_) | None => {}
+        }
+    }
+    found.ipv4.sort();
+    found.ipv6.sort();
+    found
+}
+
+fn status(host: &Host, machine: &Machine, offer: &Offer, seen: &Surroundings) -> HostStatus {
+    let facts = seen.facts.iter().find(|(d, _)| *d != Driver::Lxc).or(seen.facts.first()).map(|(_, facts)| facts);
+    let old = host.status.clone().unwrap_or_default();
+    let more = seen.foreign.len() > MOST_FOREIGN;
+    HostStatus {
+        observed_generation: host.metadata.generation,
+        capacity: facts.map(|facts| capacity(facts, seen.room.as_ref())).or(old.capacity),
+        drivers: offer.drivers.iter().map(|(driver, _)| *driver).collect(),
+        hypervisor: facts.map(|facts| Hypervisor {
+            type_: facts.driver.clone(),
+            version: facts.hypervisor_version.clone(),
+            libvirt: facts.libvirt_version.clone(),
+        }),
+        cpu: facts.map(cpu),
+        hostname: machine.hostname.clone(),
+        node_name: machine.node_name.clone(),
+        addresses: Some(seen.addresses.clone()),
+        images: seen.images.clone(),
+        foreign_domains: seen.foreign.iter().take(MOST_FOREIGN).cloned().collect(),
+        foreign_domain_count: more.then(|| i32::try_from(seen.foreign.len()).unwrap_or(i32::MAX)),
+        orphan_domains: seen.orphans.clone(),
+        conditions: conditions(host, machine, offer, seen),
+        ..HostStatus::default()
+    }
+}
+
+fn capacity(facts: &Facts, room: Option<&Room>) -> Capacity {
+    Capacity {
+        cpus: i32::try_from(facts.cpus).unwrap_or(i32::MAX),
+        memory_mib: i64::try_from(facts.memory_mib).unwrap_or(i64::MAX),
+        disk_mib: room.map_or(0, |room| i64::try_from(room.total_mib).unwrap_or(i64::MAX)),
+    }
+}
+
+fn cpu(facts: &Facts) -> Cpu {
+    let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
+    let (nodes, sockets, cores, threads) = facts.topology;
+    Cpu {
+        model: facts.cpu_model.clone(),
+        mhz: number(facts.mhz),
+        sockets: number(sockets),
+        cores: number(cores),
+        threads: number(threads),
+        numa_nodes: number(nodes),
+    }
+}
+
+fn conditions(
+    host: &Host,
+    machine: &Machine,
+    offer: &Offer,
+    seen: &Surroundings,
+) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    let serves = !offer.drivers.is_empty();
+    let healthy = seen.room.as_ref().map(|room| !room.is_nearly_full());
+    let enabled = host.spec.enabled;
+    let down = seen.down.join(", ");
+    let unavailable: Vec<String> = offer.refused.iter().map(|(driver, why)| format!("{driver}: {why}")).collect();
+    let unavailable = unavailable.join("; ");
+    let said = [
+        if serves {
+            (READY, Status::True, "AgentServes", unavailable)
+        } else {
+            (READY, Status::False, "NoDriver", unavailable)
+        },
+        if seen.down.is_empty() {
+            (LIBVIRT_CONNECTED, Status::True, "Connected", String::new())
+        } else {
+            (LIBVIRT_CONNECTED, Status::False, "Disconnected", format!("no answer from {down}"))
+        },
+        match (serves, enabled, healthy) {
+            (_, false, _) => (SCHEDULABLE, Status::False, "Disabled", "spec.enabled is false".to_owned()),
+            (false, _, _) => (SCHEDULABLE, Status::False, "NoDriver", "no driver answers".to_owned()),
+            (_, _, Some(false)) => (SCHEDULABLE, Status::False, "NoRoom", "the data directory is nearly full".to_owned()),
+            (true, true, Some(true) | None) => (SCHEDULABLE, Status::True, "Open", String::new()),
+        },
+        match (healthy, &seen.room) {
+            (Some(true), _) => (STORAGE_HEALTHY, Status::True, "Room", String::new()),
+            (Some(false), Some(room)) => {
+                let text = format!("{} MiB are free of {}; make room in the data directory", room.free_mib, room.total_mib);
+                (STORAGE_HEALTHY, Status::False, "NearlyFull", text)
+            }
+            (_, _) => (STORAGE_HEALTHY, Status::Unknown, "NotAnswering", "the file system does not say".to_owned()),
+        },
+        match &machine.kvm {
+            KvmSupport::Usable => (HARDWARE_VIRTUALIZATION, Status::True, "Usable", String::new()),
+            KvmSupport::Unusable { reason } if machine.allow_emulation => {
+                (HARDWARE_VIRTUALIZATION, Status::False, "Emulated", format!("{reason}; guests of driver kvm run emulated"))
+            }
+            KvmSupport::Unusable { reason } => (HARDWARE_VIRTUALIZATION, Status::False, "Unusable", reason.clone()),
+        },
+    ];
+    let mine: BTreeSet<&str> = said.iter().map(|(type_, ..)| *type_).collect();
+    let old = host.status.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
+    let mut list: Vec<_> = old.into_iter().filter(|c| mine.contains(c.type_.as_str())).collect();
+    let now = Time(Timestamp::now());
+    for (type_, status, reason, message) in said {
+        upsert(&mut list, condition(type_, status, reason, message, host.metadata.generation, now.clone()));
+    }
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(usable: bool, allow_emulation: bool) -> Machine {
+        let kvm = if usable { KvmSupport::Usable } else { KvmSupport::Unusable { reason: "no svm".into() } };
+        Machine { node_name: String::new(), hostname: "h".into(), kvm, allow_emulation }
+    }
+
+    #[test]
+    fn kvm_is_offered_where_its_guests_really_run() {
+        let (usable, emulated, refused) = (machine(true, false), machine(false, true), machine(false, false));
+        assert_eq!(domain_type(Driver::Kvm, "QEMU", &usable), Ok(DomainType::Kvm));
+        assert_eq!(domain_type(Driver::Kvm, "QEMU", &emulated), Ok(DomainType::Qemu));
+        assert!(domain_type(Driver::Kvm, "QEMU", &refused).unwrap_err().contains("--allow-emulation"));
+        assert_eq!(domain_type(Driver::Qemu, "QEMU", &refused), Ok(DomainType::Qemu));
+        assert_eq!(domain_type(Driver::Lxc, "LXC", &refused), Ok(DomainType::Lxc));
+        assert!(domain_type(Driver::Lxc, "QEMU", &usable).is_err());
+        assert_eq!(domain_type(Driver::Kvm, "Test", &refused), Ok(DomainType::Test));
+    }
+
+    #[test]
+    fn a_connection_that_is_down_is_no_offer() {
+        let facts = Facts { driver: "QEMU".into(), cpus: 2, default_network: true, ..Facts::default() };
+        let list = [(Driver::Qemu, "qemu:///system", Some(facts)), (Driver::Lxc, "lxc:///system", None)];
+        let offer = offer(list.into_iter(), &machine(false, false));
+        assert_eq!((offer.cpus, offer.default_network), (2, true));
+        assert_eq!(offer.drivers, [(Driver::Qemu, DomainType::Qemu)]);
+        assert!(offer.refused[0].1.contains("lxc:///system"));
+    }
+}

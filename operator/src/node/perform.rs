@@ -1,0 +1,331 @@
+//! Executes the steps of a plan, one after the other.
+//!
+//! No step decides anything: what it needs is in the machine, the files' paths and the step itself.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::jiff::Timestamp;
+use kube::Api;
+use virtshell_crds::instance::{Driver, ResolvedImage};
+
+use super::connection::{Connection, Lane};
+use super::context::{Context, Record};
+use super::domain_xml::{Paths, domain_xml};
+use super::goal::{Identity, Machine};
+use super::hypervisor::{HypervisorError, chain};
+use super::libvirt::Link;
+use super::observed::Asked;
+use super::plan::{Action, STABLE};
+use super::storage::{CachedImage, Seed, StorageError};
+
+/// How long libvirt may take for a change; a start probes QEMU first where its capabilities are not cached (4 s).
+const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a power off may take: libvirt waits up to 15 s for a QEMU that does not react to SIGTERM.
+const DESTROY_DEADLINE: Duration = Duration::from_secs(45);
+/// How long a guest agent may take to accept a shutdown request.
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PerformError {
+    /// libvirt.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// Files.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The Secret with the user data.
+    #[error("Field cloudInit: secret {secret} cannot be read")]
+    Secret {
+        /// Name of the Secret.
+        secret: String,
+        /// What the API server said.
+        #[source]
+        source: kube::Error,
+    },
+    /// The Secret has no such key, or no text in it.
+    #[error("Field cloudInit: secret {secret} has no text under the key {key}")]
+    SecretKey {
+        /// Name of the Secret.
+        secret: String,
+        /// The key.
+        key: String,
+    },
+}
+
+impl PerformError {
+    /// One word for condition, Event and metric label.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Hypervisor(error) => error.reason(),
+            Self::Storage(error) => error.reason(),
+            Self::Secret { .. } | Self::SecretKey { .. } => "UserDataUnavailable",
+        }
+    }
+
+    /// The message with its causes.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        match self {
+            Self::Hypervisor(error) => chain(error),
+            Self::Storage(error) => error.explain(),
+            Self::Secret { .. } | Self::SecretKey { .. } => chain(self),
+        }
+    }
+
+    /// Whether nothing may be said about the domain.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::Hypervisor(error) => error.is_unknown(),
+            Self::Storage(_) | Self::Secret { .. } | Self::SecretKey { .. } => false,
+        }
+    }
+
+    /// Whether a later try may succeed without anybody's edit.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Hypervisor(error) => error.reason() != "DomainRejected",
+            Self::Storage(error) => error.is_transient(),
+            Self::Secret { .. } | Self::SecretKey { .. } => true,
+        }
+    }
+}
+
+/// One Instance's way to libvirt and to its files.
+pub struct Performer<'a> {
+    /// What every part shares.
+    pub context: &'a Context,
+    /// Its libvirt.
+    pub connection: &'a Arc<Connection>,
+    /// Whose domain.
+    pub id: &'a Identity,
+    /// What it should be; absent when it should be gone.
+    pub machine: Option<&'a Machine>,
+    /// UUID of the domain.
+    pub uuid: String,
+}
+
+impl Performer<'_> {
+    /// Executes one step and notes in `record` what later looks need to know of it.
+    pub async fn perform(&self, action: &Action, record: &mut Record) -> Result<(), PerformError> {
+        tracing::debug!(instance.uid = self.id.uid, domain = self.id.domain_name, ?action, "step");
+        let began = Instant::now();
+        match action {
+            Action::MakeRoot
+            | Action::MakeDisk(_)
+            | Action::MakeSeed
+            | Action::GrowDisk(..)
+            | Action::RemoveFiles { .. } => self.files(action, record).await?,
+            Action::Define(metadata) => {
+                if let Some(machine) = self.machine {
+                    let xml = domain_xml(machine, &self.paths(machine, record), metadata);
+                    let name = self.id.domain_name.clone();
+                    self.change("define", move |link| link.define(&name, &xml)).await?;
+                }
+            }
+            Action::SetAutostart(on) => self.on_domain("set autostart of", *on, Link::set_autostart).await?,
+            Action::Start { paused } => {
+                self.on_domain("start", *paused, Link::start).await?;
+                note_start(record, self.context.now());
+                record.timings.start_ms = millis(began);
+                return Ok(());
+            }
+            Action::Suspend => self.on_domain("suspend", (), |link, uuid, ()| link.suspend(uuid)).await?,
+            Action::Resume => self.on_domain("resume", (), |link, uuid, ()| link.resume(uuid)).await?,
+            Action::Ask { agent } => self.ask(*agent, record).await?,
+            Action::Destroy => {
+                record.expected_off = true;
+                self.call("power off", DESTROY_DEADLINE, Link::destroy).await?;
+            }
+            Action::Undefine => self.call("undefine", CHANGE_DEADLINE, Link::undefine).await?,
+            Action::SetVcpus(cpus) => {
+                let set = self.on_domain("change the CPUs of", *cpus, Link::set_vcpus).await;
+                self.hot("cpus", set, record)?;
+            }
+            Action::SetMemory(mib) => {
+                let set = self.on_domain("change the memory of", *mib, Link::set_memory).await;
+                self.hot("memoryMiB", set, record)?;
+            }
+            Action::SetLiveMetadata(metadata) => {
+                let mut metadata = metadata.clone();
+                // What was refused a moment ago has not been reached.
+                metadata.applied.retain(|field, value| record.memory.refused.get(field) != Some(value));
+                self.on_domain("write the metadata of", metadata, |link, uuid, m| link.set_live_metadata(uuid, &m))
+                    .await?;
+            }
+        }
+        record.timings.define_ms += millis(began);
+        Ok(())
+    }
+
+    // --- libvirt ----------------------------------------------------------------------------------------------------
+
+    async fn call(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        call: impl FnOnce(&Link, &str) -> Result<(), HypervisorError> + Send + 'static,
+    ) -> Result<(), HypervisorError> {
+        let uuid = self.uuid.clone();
+        self.connection.call(Lane::Act, &self.id.uid, what, deadline, move |link| call(link, &uuid)).await
+    }
+
+    async fn change(
+        &self,
+        what: &'static str,
+        call: impl FnOnce(&Link) -> Result<(), HypervisorError> + Send + 'static,
+    ) -> Result<(), HypervisorError> {
+        self.connection.call(Lane::Act, &self.id.uid, what, CHANGE_DEADLINE, call).await
+    }
+
+    async fn on_domain<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        value: T,
+        call: impl FnOnce(&Link, &str, T) -> Result<(), HypervisorError> + Send + 'static,
+    ) -> Result<(), HypervisorError> {
+        self.call(what, CHANGE_DEADLINE, move |link, uuid| call(link, uuid, value)).await
+    }
+
+    /// A guest that cannot be asked now is asked again: a refusal is no failure.
+    async fn ask(&self, agent: bool, record: &mut Record) -> Result<(), HypervisorError> {
+        record.expected_off = true;
+        let now = self.context.now();
+        let asked = record.memory.asked.get_or_insert(Asked { since: now, last: now, times: 0 });
+        (asked.last, asked.times) = (now, asked.times + 1);
+        let lane = if agent { Lane::Agent } else { Lane::Act };
+        let uuid = self.uuid.clone();
+        let ask = move |link: &Link| link.ask_shutdown(&uuid, agent);
+        match self.connection.call(lane, &self.id.uid, "shut down", ASK_DEADLINE, ask).await {
+            Err(HypervisorError::Disconnected { uri, source }) => Err(HypervisorError::Disconnected { uri, source }),
+            Err(error) => {
+                tracing::info!(instance.uid = self.id.uid, agent, error = chain(&error), "the guest cannot be asked now");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// A live change that is refused waits for the next restart; it is no failure.
+    fn hot(&self, field: &str, set: Result<(), HypervisorError>, record: &mut Record) -> Result<(), HypervisorError> {
+        match set {
+            Err(HypervisorError::Refused { source, .. }) => {
+                tracing::info!(instance.uid = self.id.uid, field, %source, "a live change was refused");
+                let value = self.machine.and_then(|m| m.applied().remove(field)).unwrap_or_default();
+                record.memory.refused.insert(field.to_owned(), value);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    // --- Files ------------------------------------------------------------------------------------------------------
+
+    async fn files(&self, action: &Action, record: &Record) -> Result<(), PerformError> {
+        let (storage, uid) = (&self.context.storage, self.id.uid.as_str());
+        match (action, self.machine) {
+            (Action::RemoveFiles { retain_disks }, _) => storage.remove(uid, *retain_disks).await?,
+            (Action::GrowDisk(name, mib), _) => drop(storage.grow_disk(uid, name, *mib).await?),
+            (Action::MakeRoot, Some(machine)) => {
+                let image = machine.image.as_ref().and_then(|i| cached(record, i));
+                if machine.driver == Driver::Lxc {
+                    let seed = self.seed(machine).await?;
+                    storage.create_root_with_seed(uid, image, machine.disk_mib, &seed).await?;
+                } else {
+                    storage.create_root_disk(uid, image, machine.driver, machine.disk_mib).await?;
+                }
+            }
+            (Action::MakeSeed, Some(machine)) => {
+                storage.create_seed(uid, &self.seed(machine).await?).await?;
+            }
+            (Action::MakeDisk(name), Some(machine)) => {
+                if let Some(disk) = machine.disks.iter().find(|d| d.name == *name) {
+                    let image = disk.image.as_ref().and_then(|i| cached(record, i));
+                    storage.create_disk(uid, name, image, disk.size_mib).await?;
+                }
+            }
+            // Making files is planned only for a machine; the other steps are not for files.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn seed(&self, machine: &Machine) -> Result<Seed, PerformError> {
+        let goal = &machine.seed;
+        let user_data = match &goal.user_data_from {
+            Some(from) => Some(self.secret(&from.secret, &from.key).await?),
+            None => goal.user_data.clone(),
+        };
+        Ok(Seed {
+            hostname: goal.hostname.clone(),
+            ssh_key: goal.ssh_key.clone(),
+            timezone: goal.timezone.clone(),
+            user_data,
+            network_data: goal.network_data.clone(),
+        })
+    }
+
+    async fn secret(&self, name: &str, key: &str) -> Result<String, PerformError> {
+        let api: Api<Secret> = Api::namespaced(self.context.client.clone(), &self.id.namespace);
+        let secret = api.get(name).await.map_err(|source| PerformError::Secret {
+            secret: name.to_owned(),
+            source,
+        })?;
+        let bytes = secret.data.and_then(|mut data| data.remove(key));
+        bytes.and_then(|bytes| String::from_utf8(bytes.0).ok()).ok_or_else(|| PerformError::SecretKey {
+            secret: name.to_owned(),
+            key: key.to_owned(),
+        })
+    }
+
+    fn paths(&self, machine: &Machine, record: &Record) -> Paths {
+        let files = self.context.storage.files(&self.id.uid);
+        let iso: Option<PathBuf> = machine
+            .image
+            .as_ref()
+            .filter(|_| machine.installs())
+            .and_then(|image| cached(record, image))
+            .map(|image| image.path.clone());
+        Paths {
+            disks: machine.disks.iter().map(|d| files.disk(&d.name)).collect(),
+            root: if machine.driver == Driver::Lxc { files.root_image } else { files.root_qcow2 },
+            seed: (machine.driver != Driver::Lxc).then_some(files.seed),
+            iso,
+            kernel: record.boot.as_ref().map(|boot| (boot.kernel.clone(), boot.initrd.clone())),
+        }
+    }
+}
+
+/// The cached content of an image.
+fn cached<'a>(record: &'a Record, image: &ResolvedImage) -> Option<&'a CachedImage> {
+    let key = image_key(image);
+    record.images.iter().find(|(k, _)| *k == key).map(|(_, cached)| cached)
+}
+
+/// What tells two images apart.
+#[must_use]
+pub fn image_key(image: &ResolvedImage) -> String {
+    format!("{} {} {}", image.url, image.sha256, image.type_.as_str())
+}
+
+fn note_start(record: &mut Record, now: Duration) {
+    let starts = &mut record.memory.starts;
+    let soon = starts.last.is_some_and(|last| now.saturating_sub(last) < STABLE);
+    starts.quick = if soon && !record.expected_off { starts.quick + 1 } else { 0 };
+    starts.last = Some(now);
+    record.expected_off = false;
+    record.memory.asked = None;
+    record.memory.refused.clear();
+    record.started_at = Some(Timestamp::now());
+    record.timings.agent_ms = None;
+}
+
+fn millis(since: Instant) -> i64 {
+    i64::try_from(since.elapsed().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,489 @@
+//! One look at one Instance: observe, plan, perform, report.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource, ResourceExt};
+use serde_json::json;
+use virtshell_crds::{FINALIZER_DOMAIN, Instance, PowerState};
+
+use super::connection::{Connection, Lane};
+use super::context::{Context, Record};
+use super::events::{Tell, told};
+use super::goal::{Goal, Machine, NoGoal, goal};
+use super::guest::Watch;
+use super::hypervisor::HypervisorError;
+use super::observed::{DomainState, Files, Observed, OurDomain, Power};
+use super::perform::{PerformError, Performer, image_key};
+use super::plan::{Action, Next, Waiting, plan};
+use super::report::{Facts, Failure, OWNED, Outcome, status};
+use super::storage::{ObservedFiles, StorageError};
+use crate::status::{apply, differs};
+
+/// How long libvirt may take to answer for itself.
+const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// A slow look at everything, for what events lost.
+const RESYNC: Duration = Duration::from_mins(5);
+/// How long a look waits for an image before it reports and comes back.
+const IMAGE_PATIENCE: Duration = Duration::from_secs(1);
+/// How often the progress of a download is written.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+/// Rounds of one look: a stop, a definition and a start are three.
+const ROUNDS: usize = 6;
+/// The first and the longest pause after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+
+/// Looks at the Instance with this uid; returns after how long it wants to look again.
+pub async fn reconcile(context: Arc<Context>, uid: String) -> Option<Duration> {
+    let instance = context.instances.get(&uid)?;
+    let began = Instant::now();
+    let mut record = context.record(&uid);
+    let look = Look { context: &context, instance: &instance };
+    let (next, error) = match goal(&instance, &context.host, &context.offer()) {
+        Err(NoGoal::NotOurs) => (None, None),
+        Err(why) => look.refuse(&why, &mut record).await,
+        Ok(goal) => look.converge(goal, &mut record).await,
+    };
+    context.metrics.reconciled(began.elapsed(), error);
+    if context.instances.get(&uid).is_some() {
+        context.remember(&uid, record);
+    }
+    next
+}
+
+/// When to look again, and the reason of the failure if there was one.
+type Ended = (Option<Duration>, Option<&'static str>);
+
+struct Look<'a> {
+    context: &'a Arc<Context>,
+    instance: &'a Arc<Instance>,
+}
+
+/// What one observation showed.
+struct Seen {
+    domain: DomainState,
+    files: ObservedFiles,
+}
+
+impl Look<'_> {
+    /// There is no goal: says why, and waits for an edit or for the host to change.
+    async fn refuse(&self, why: &NoGoal, record: &mut Record) -> Ended {
+        let failure = Failure {
+            reason: refusal(why),
+            message: why.to_string(),
+            unknown: false,
+            transient: matches!(why, NoGoal::Unresolved(_)),
+            image: false,
+        };
+        self.report(None, None, &Outcome::Failed(failure), record).await;
+        (Some(RESYNC), Some(refusal(why)))
+    }
+
+    async fn converge(&self, mut goal: Goal, record: &mut Record) -> Ended {
+        let (id, driver) = match &goal {
+            Goal::Present(machine) => (machine.id.clone(), Some(machine.driver)),
+            Goal::Gone(removal) => (removal.id.clone(), removal.driver),
+        };
+        let Some(driver) = driver else {
+            // Never resolved, so never defined: there is nothing to remove.
+            return self.release(record).await;
+        };
+        let Some(connection) = self.context.connections.get(&driver) else {
+            let why = NoGoal::DriverUnavailable { driver, why: "the agent has no connection for it".to_owned() };
+            return self.refuse(&why, record).await;
+        };
+        for _ in 0..ROUNDS {
+            let seen = match self.observe(connection, &id).await {
+                Ok(seen) => seen,
+                Err(error) => return self.failed(&goal, None, &error, record).await,
+            };
+            if let (Goal::Present(machine), DomainState::Ours(domain)) = (&mut goal, &seen.domain) {
+                machine.keep_choices(&domain.config.applied);
+            }
+            self.note_interference(&goal, &seen, record);
+            let machine = match &goal {
+                Goal::Present(machine) => Some(&**machine),
+                Goal::Gone(_) => None,
+            };
+            record.memory.images_cached = machine.is_none_or(|m| has_images(m, record));
+            let observed = Observed {
+                domain: seen.domain.clone(),
+                files: files_of(Some(&seen.files)),
+                memory: record.memory.clone(),
+            };
+            let now = self.context.now();
+            let plan = plan(&goal, &observed, now);
+            let performer = Performer {
+                context: self.context,
+                connection,
+                id: &id,
+                machine,
+                uuid: uuid(&seen.domain).unwrap_or_else(|| id.uid.clone()),
+            };
+            if plan.actions.contains(&Action::MakeRoot) {
+                record.timings.define_ms = 0;
+            }
+            for action in &plan.actions {
+                if let Err(error) = performer.perform(action, record).await {
+                    return self.failed(&goal, Some(&seen), &error, record).await;
+                }
+                self.tell(action, &seen.domain);
+            }
+            let acted = !plan.actions.is_empty();
+            match plan.then {
+                Next::Settled if acted => {
+                    let again = self.observe(connection, &id).await;
+                    return match again {
+                        Ok(seen) => self.settled(&goal, &seen, connection, record).await,
+                        Err(error) => self.failed(&goal, None, &error, record).await,
+                    };
+                }
+                Next::Settled => return self.settled(&goal, &seen, connection, record).await,
+                Next::Removed => return self.release(record).await,
+                Next::Again => {}
+                Next::Wait(_, Waiting::Image) => match machine {
+                    Some(machine) => match self.fetch(machine, &seen, record).await {
+                        Ok(()) => {}
+                        Err(ended) => return ended,
+                    },
+                    None => return (Some(RESYNC), None),
+                },
+                Next::Wait(until, waiting) => {
+                    let pause = until.saturating_sub(self.context.now()).max(Duration::from_millis(50));
+                    let outcome = match (&goal, waiting) {
+                        (Goal::Gone(_), _) => Outcome::Deleting,
+                        (Goal::Present(_), waiting) => Outcome::Waiting(waiting, waiting_text(waiting, pause)),
+                    };
+                    self.report(machine, Some(&seen), &outcome, record).await;
+                    return (Some(pause), None);
+                }
+                Next::Blocked(blocked) => {
+                    let pause = blocked.look_again();
+                    let reason = super::report::blocked_reason(&blocked);
+                    self.told(record, reason, super::report::explain(&blocked));
+                    self.report(machine, Some(&seen), &Outcome::Blocked(blocked), record).await;
+                    return (Some(pause), Some(reason));
+                }
+            }
+        }
+        // A world that changes faster than it can be looked at.
+        (Some(BACKOFF.0), None)
+    }
+
+    async fn observe(&self, connection: &Arc<Connection>, id: &super::goal::Identity) -> Result<Seen, PerformError> {
+        let whose = id.clone();
+        let asked = connection.call(Lane::Read, &id.uid, "look at", READ_DEADLINE, move |link| link.observe(&whose));
+        let (domain, files) = tokio::join!(asked, self.context.storage.observe(&id.uid));
+        Ok(Seen { domain: domain?, files: files? })
+    }
+
+    // --- Images -----------------------------------------------------------------------------------------------------
+
+    /// Brings the images into the cache; `Err` is the end of this look: a failure, or a download that takes longer.
+    async fn fetch(&self, machine: &Machine, seen: &Seen, record: &mut Record) -> Result<(), Ended> {
+        let began = Instant::now();
+        let waiting_since = *record.waiting_since.get_or_insert_with(|| self.context.now());
+        match tokio::time::timeout(IMAGE_PATIENCE, self.ensure(machine, record)).await {
+            Ok(Ok(())) => {
+                let waited = self.context.now().saturating_sub(waiting_since).max(began.elapsed());
+                record.timings.image_ms = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
+                record.waiting_since = None;
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                record.waiting_since = None;
+                let failure = Failure { image: true, ..failure(&PerformError::Storage(error)) };
+                Err(self.report_failure(Some(machine), Some(seen), failure, record).await)
+            }
+            Err(_) => {
+                let now = self.context.now();
+                if record.progress_told.is_none_or(|told| now.saturating_sub(told) >= PROGRESS_PERIOD) {
+                    record.progress_told = Some(now);
+                    let outcome = Outcome::Waiting(Waiting::Image, self.progress(machine));
+                    self.report(Some(machine), Some(seen), &outcome, record).await;
+                }
+                Err((Some(Duration::ZERO), None))
+            }
+        }
+    }
+
+    async fn ensure(&self, machine: &Machine, record: &mut Record) -> Result<(), StorageError> {
+        for image in machine.images() {
+            let key = image_key(image);
+            if !image.url.is_empty() && !record.images.iter().any(|(known, _)| *known == key) {
+                let cached = self.context.storage.ensure_image(image).await?;
+                record.images.push((key, cached));
+            }
+            if image.boot.is_some() && record.boot.is_none() {
+                record.boot = self.context.storage.ensure_boot(image).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn progress(&self, machine: &Machine) -> String {
+        let storage = &self.context.storage;
+        let Some((image, progress)) = machine.images().find_map(|i| Some((i, storage.image_progress(i)?))) else {
+            return "preparing the image".to_owned();
+        };
+        let (done, rate) = (progress.bytes >> 20, progress.bytes_per_second as f64 / f64::from(1 << 20));
+        let of = match (progress.total, progress.percent()) {
+            (Some(total), Some(percent)) => format!(" of {} MiB ({percent} %)", total >> 20),
+            _ => " MiB".to_owned(),
+        };
+        format!("downloading {}: {done}{of}, {rate:.1} MiB/s", image.name)
+    }
+
+    // --- Endings ----------------------------------------------------------------------------------------------------
+
+    async fn settled(&self, goal: &Goal, seen: &Seen, connection: &Arc<Connection>, record: &mut Record) -> Ended {
+        let Goal::Present(machine) = goal else { return (Some(RESYNC), None) };
+        record.failures = 0;
+        record.told.clear();
+        match &seen.domain {
+            DomainState::Ours(domain) if domain.power == Power::Running => self.watch(machine, domain, connection, record),
+            DomainState::Ours(_) | DomainState::Absent | DomainState::Foreign { .. } => {
+                self.context.guests.stop(&machine.id.uid);
+            }
+        }
+        self.report(Some(machine), Some(seen), &Outcome::Settled, record).await;
+        (Some(RESYNC), None)
+    }
+
+    fn watch(&self, machine: &Machine, domain: &OurDomain, connection: &Arc<Connection>, record: &Record) {
+        let clock = Arc::clone(self.context);
+        let watch = Watch {
+            uid: machine.id.uid.clone(),
+            uuid: domain.uuid.clone(),
+            run: format!("{:?}", record.memory.starts.last),
+            has_agent: machine.has_agent(),
+        };
+        self.context.guests.watch(watch, connection, &self.context.requests, move || clock.now());
+    }
+
+    async fn failed(&self, goal: &Goal, seen: Option<&Seen>, error: &PerformError, record: &mut Record) -> Ended {
+        let machine = match goal {
+            Goal::Present(machine) => Some(&**machine),
+            Goal::Gone(_) => None,
+        };
+        self.report_failure(machine, seen, failure(error), record).await
+    }
+
+    async fn report_failure(
+        &self,
+        machine: Option<&Machine>,
+        seen: Option<&Seen>,
+        failure: Failure,
+        record: &mut Record,
+    ) -> Ended {
+        record.failures += 1;
+        let pause = backoff(record.failures, &self.instance.uid().unwrap_or_default());
+        let reason = failure.reason;
+        tracing::warn!(instance.name = self.instance.name_any(), reason, message = failure.message, "cannot converge");
+        self.told(record, reason, failure.message.clone());
+        self.report(machine, seen, &Outcome::Failed(failure), record).await;
+        (Some(pause), Some(reason))
+    }
+
+    /// Writes the status, when it differs from what is there.
+    async fn report(&self, machine: Option<&Machine>, seen: Option<&Seen>, outcome: &Outcome, record: &mut Record) {
+        let uid = self.instance.uid().unwrap_or_default();
+        // The newest version: a write of ours may have come between.
+        let instance = self.context.instances.get(&uid).unwrap_or_else(|| Arc::clone(self.instance));
+        let deleting = instance.meta().deletion_timestamp.is_some();
+        let outcome = match outcome {
+            Outcome::Settled | Outcome::Waiting(..) if deleting => &Outcome::Deleting,
+            other => other,
+        };
+        let facts = Facts {
+            instance: &instance,
+            host: &self.context.host,
+            machine,
+            domain: seen.map(|s| &s.domain),
+            files: seen.map(|s| &s.files),
+            guest: &self.context.guests.view(&uid),
+            record,
+            now: Time(Timestamp::now()),
+        };
+        let mut mine = status(&facts, outcome);
+        // This look speaks of the generation that it began with.
+        mine.observed_generation = self.instance.metadata.generation;
+        for condition in &mut mine.conditions {
+            condition.observed_generation = self.instance.metadata.generation;
+        }
+        let present = json!(instance.status);
+        if !differs(&present, &json!(mine), OWNED) {
+            return;
+        }
+        match apply(&self.api(), &*instance, &self.context.manager, &mine).await {
+            Ok(written) => {
+                self.context.metrics.status_written();
+                self.context.instances.put(written);
+            }
+            // Gone, or another object of the name: the watch says so too.
+            Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => {}
+            Err(error) => {
+                tracing::warn!(instance.name = instance.name_any(), %error, "the status cannot be written");
+                self.context.requests.after(&uid, BACKOFF.0);
+            }
+        }
+    }
+
+    /// The domain is gone: takes the finalizer away.
+    async fn release(&self, record: &mut Record) -> Ended {
+        let left: Vec<_> = self.instance.finalizers().iter().filter(|f| *f != FINALIZER_DOMAIN).collect();
+        let patch = json!({"metadata": {
+            "resourceVersion": self.instance.resource_version(), "uid": self.instance.uid(), "finalizers": left,
+        }});
+        let name = self.instance.name_any();
+        match self.api().patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(answer)) if answer.is_not_found() => {}
+            Err(error) => {
+                record.failures += 1;
+                tracing::debug!(instance.name = name, %error, "the finalizer cannot be removed now");
+                // The watch brings the newer version; this look comes again in any case.
+                return (Some(Duration::from_millis(200) * record.failures.min(50)), Some("FinalizerNotRemoved"));
+            }
+        }
+        tracing::info!(instance.name = name, "removed");
+        self.context.forget(&self.instance.uid().unwrap_or_default());
+        (None, None)
+    }
+
+    fn api(&self) -> Api<Instance> {
+        Api::namespaced(self.context.client.clone(), &self.instance.namespace().unwrap_or_default())
+    }
+
+    // --- Events -----------------------------------------------------------------------------------------------------
+
+    /// Tells what somebody else did to the domain before it is repaired.
+    fn note_interference(&self, goal: &Goal, seen: &Seen, record: &Record) {
+        let Goal::Present(machine) = goal else { return };
+        let known = self.instance.status.as_ref().is_some_and(|s| s.domain.is_some());
+        let tell = match &seen.domain {
+            DomainState::Absent if known => Tell::Undefined,
+            DomainState::Ours(domain)
+                if domain.power == Power::Off
+                    && machine.power == PowerState::Running
+                    && !record.expected_off
+                    && self.was_running() =>
+            {
+                Tell::Stopped
+            }
+            DomainState::Ours(_) | DomainState::Absent | DomainState::Foreign { .. } => return,
+        };
+        told(self.context, self.instance, &tell);
+    }
+
+    /// Whether the status says that the domain ran as this generation asks.
+    fn was_running(&self) -> bool {
+        let status = self.instance.status.as_ref();
+        status.is_some_and(|s| {
+            s.power_state == Some(PowerState::Running) && s.last_restart_token == self.instance.spec.restart_token
+        })
+    }
+
+    fn tell(&self, action: &Action, before: &DomainState) {
+        if let Some(tell) = Tell::of(action, before) {
+            told(self.context, self.instance, &tell);
+        }
+    }
+
+    /// Tells of a problem once, not at each try.
+    fn told(&self, record: &mut Record, reason: &'static str, message: String) {
+        if record.told != message {
+            told(self.context, self.instance, &Tell::Problem(reason, message.clone()));
+            record.told = message;
+        }
+    }
+}
+
+fn refusal(why: &NoGoal) -> &'static str {
+    match why {
+        NoGoal::NotOurs => "NotPlaced",
+        NoGoal::Unresolved(_) => "Unresolved",
+        NoGoal::DriverUnavailable { .. } => "DriverUnavailable",
+        NoGoal::Unsupported { .. } => "Unsupported",
+    }
+}
+
+fn failure(error: &PerformError) -> Failure {
+    Failure {
+        reason: error.reason(),
+        message: error.explain(),
+        unknown: error.is_unknown(),
+        transient: error.is_transient(),
+        image: false,
+    }
+}
+
+fn waiting_text(waiting: Waiting, pause: Duration) -> String {
+    match waiting {
+        Waiting::Image => "the image is being fetched".to_owned(),
+        Waiting::Shutdown => "the guest was asked to shut down".to_owned(),
+        Waiting::CrashLoop => format!(
+            "the guest does not stay up; it is started again after a pause of up to {} s",
+            pause.as_secs().next_power_of_two()
+        ),
+    }
+}
+
+/// Pause after so many failures: 2^n seconds, with a jitter that differs between Instances but not between tries, so
+/// that many that fail together do not come back together.
+fn backoff(failures: u32, uid: &str) -> Duration {
+    let base = BACKOFF.0 * (1 << failures.saturating_sub(1).min(9));
+    let jitter = uid.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 256;
+    base.min(BACKOFF.1).mul_f64(0.75 + f64::from(jitter) / 512.0)
+}
+
+fn uuid(domain: &DomainState) -> Option<String> {
+    match domain {
+        DomainState::Ours(domain) => Some(domain.uuid.clone()),
+        DomainState::Absent | DomainState::Foreign { .. } => None,
+    }
+}
+
+fn has_images(machine: &Machine, record: &Record) -> bool {
+    machine.images().all(|image| {
+        let content = image.url.is_empty() || record.images.iter().any(|(known, _)| *known == image_key(image));
+        content && (image.boot.is_none() || record.boot.is_some())
+    })
+}
+
+/// Finished files, as far as a plan depends on them.
+#[must_use]
+pub fn files_of(files: Option<&ObservedFiles>) -> Files {
+    files.map_or_else(Files::default, |files| Files {
+        root: files.root.as_ref().map(|d| d.virtual_mib),
+        seed: files.seed.is_some(),
+        disks: files.disks.iter().map(|(name, d)| (name.clone(), d.virtual_mib)).collect::<BTreeMap<_, _>>(),
+        any: files.root.is_some() || files.seed.is_some() || !files.disks.is_empty(),
+    })
+}
+
+impl From<HypervisorError> for Failure {
+    fn from(error: HypervisorError) -> Self {
+        failure(&PerformError::Hypervisor(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_within_its_bounds_and_differs_between_instances() {
+        let uid = "8f0c21d4-1111-2222-3333-444444444444";
+        for n in 1..9 {
+            let (one, two) = (backoff(n, uid), backoff(n + 1, uid));
+            assert!(two > one && one >= BACKOFF.0.mul_f64(0.75), "{n}: {one:?} {two:?}");
+        }
+        assert!(backoff(1000, uid) <= BACKOFF.1.mul_f64(1.25));
+        assert_ne!(backoff(3, uid), backoff(3, "another"));
+    }
+}

@@ -1,0 +1,338 @@
+//! Says what is true of an Instance: outcome of a look in, status, Events and the time of the next look out.
+//!
+//! Pure, and the only place where an outcome becomes conditions and phase. [`super::reconcile`] writes the result, when
+//! it differs from what is there.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use virtshell_crds::condition::{
+    AGENT_CONNECTED, CONVERGED, IMAGE_READY, READY, Status, condition, upsert,
+};
+use virtshell_crds::instance::{
+    Addresses, DiskStatus, DomainStatus, Driver, InterfaceStatus, Timings,
+};
+use virtshell_crds::{Instance, InstanceStatus, Phase, PowerState};
+
+use super::context::Record;
+use super::goal::{DomainType, Machine};
+use super::guest::GuestView;
+use super::observed::{DomainState, OurDomain, Power};
+use super::plan::{Blocked, Waiting, restart_required};
+use super::storage::ObservedFiles;
+
+/// The top-level fields of status that the node owns.
+pub const OWNED: &[&str] = &[
+    "observedGeneration", "phase", "message", "host", "powerState", "lastRestartToken", "provisioned", "domain",
+    "addresses", "interfaces", "disks", "restartRequired", "startedAt", "timings", "conditions",
+];
+
+/// How a look ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The domain is what the goal says.
+    Settled,
+    /// Something is waited for; the text says what.
+    Waiting(Waiting, String),
+    /// Only somebody else's work helps.
+    Blocked(Blocked),
+    /// A step, or the look itself, failed.
+    Failed(Failure),
+    /// The domain is being removed.
+    Deleting,
+}
+
+/// A failure, in the words of whoever failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// One word.
+    pub reason: &'static str,
+    /// What was wrong and what would be right.
+    pub message: String,
+    /// Nothing may be said about the domain.
+    pub unknown: bool,
+    /// A later try may succeed without anybody's edit.
+    pub transient: bool,
+    /// It was the image.
+    pub image: bool,
+}
+
+/// Everything a status rests on.
+pub struct Facts<'a> {
+    /// The Instance as last seen.
+    pub instance: &'a Instance,
+    /// This host.
+    pub host: &'a str,
+    /// What the domain should be; absent when there is no goal.
+    pub machine: Option<&'a Machine>,
+    /// What libvirt said; absent when it could not be asked.
+    pub domain: Option<&'a DomainState>,
+    /// The files; absent when they could not be asked.
+    pub files: Option<&'a ObservedFiles>,
+    /// What the guest said.
+    pub guest: &'a GuestView,
+    /// What the agent remembers.
+    pub record: &'a Record,
+    /// The calendar.
+    pub now: Time,
+}
+
+/// The status that the node applies: all that it owns.
+#[must_use]
+pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
+    let old = facts.instance.status.clone().unwrap_or_default();
+    let ours = match facts.domain {
+        Some(DomainState::Ours(domain)) => Some(&**domain),
+        Some(DomainState::Absent | DomainState::Foreign { .. }) | None => None,
+    };
+    // What cannot be asked now stays as it was said last; Ready=Unknown says that it may be old.
+    let asked = facts.domain.is_some();
+    let restart_required = match (facts.machine, ours) {
+        (Some(machine), Some(domain)) => restart_required(machine, domain, &super::reconcile::files_of(facts.files)),
+        _ => vec![],
+    };
+    let mut status = InstanceStatus {
+        observed_generation: facts.instance.metadata.generation,
+        phase: Some(phase(ours, outcome)),
+        message: message(outcome),
+        host: Some(facts.host.to_owned()),
+        power_state: if asked { ours.map(|d| power_state(d.power)) } else { old.power_state },
+        last_restart_token: ours.map_or(old.last_restart_token.clone(), |d| d.config.restart_token.clone()),
+        provisioned: old.provisioned,
+        domain: domain(facts, ours).or(if asked { None } else { old.domain.clone() }),
+        disks: facts.files.map_or(old.disks.clone(), |files| disks(files, facts.machine)),
+        started_at: facts.record.started_at.map(Time).or_else(|| old.started_at.clone()),
+        timings: timings(facts).or_else(|| old.timings.clone()),
+        ..InstanceStatus::default()
+    };
+    let running = ours.is_some_and(|d| d.power != Power::Off);
+    if running {
+        status.interfaces = interfaces(facts);
+        status.addresses = addresses(&status.interfaces);
+        if status.addresses.is_none() && facts.guest.agent.is_none() {
+            // An agent that has just started has not asked yet: what was known of this run stays.
+            (status.addresses, status.interfaces) = (old.addresses.clone(), old.interfaces.clone());
+        }
+    }
+    status.conditions = conditions(facts, ours, outcome, &restart_required, &old.conditions);
+    status.restart_required = restart_required;
+    status
+}
+
+fn phase(ours: Option<&OurDomain>, outcome: &Outcome) -> Phase {
+    match outcome {
+        Outcome::Deleting => Phase::Deleting,
+        Outcome::Failed(failure) if !failure.transient => Phase::Failed,
+        Outcome::Blocked(_) => Phase::Failed,
+        Outcome::Settled | Outcome::Waiting(..) | Outcome::Failed(_) => match ours.map(|d| d.power) {
+            None => Phase::Creating,
+            Some(Power::Running) => Phase::Running,
+            Some(Power::Paused(_)) => Phase::Paused,
+            Some(Power::Off) => Phase::Stopped,
+        },
+    }
+}
+
+fn message(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Settled | Outcome::Deleting => String::new(),
+        Outcome::Waiting(_, text) => text.clone(),
+        Outcome::Blocked(blocked) => explain(blocked),
+        Outcome::Failed(failure) => failure.message.clone(),
+    }
+}
+
+/// What blocks, and what would help.
+#[must_use]
+pub fn explain(blocked: &Blocked) -> String {
+    match blocked {
+        Blocked::NameTaken { name, uuid } => format!(
+            "a domain that VirtShell did not make has the name or UUID: {name} ({uuid}); rename or undefine it, it is never touched"
+        ),
+        Blocked::ShutdownIgnored => {
+            "the guest was asked to shut down and did not; shut it down from inside, or set stopMode to Graceful or Force".to_owned()
+        }
+        Blocked::RootMissing => {
+            "the root disk is gone from this host; put the file back, or delete the Instance".to_owned()
+        }
+        Blocked::StorageFailed => {
+            "QEMU suspended the guest because its storage failed, usually for want of room; make room on the host, then resume it".to_owned()
+        }
+    }
+}
+
+/// One word for what blocks.
+#[must_use]
+pub const fn blocked_reason(blocked: &Blocked) -> &'static str {
+    match blocked {
+        Blocked::NameTaken { .. } => "DomainNameTaken",
+        Blocked::ShutdownIgnored => "ShutdownIgnored",
+        Blocked::RootMissing => "DiskMissing",
+        Blocked::StorageFailed => "StorageFailed",
+    }
+}
+
+const fn waiting_reason(waiting: Waiting) -> &'static str {
+    match waiting {
+        Waiting::Image => "ImageDownloading",
+        Waiting::Shutdown => "ShuttingDown",
+        Waiting::CrashLoop => "CrashLoopBackOff",
+    }
+}
+
+fn power_state(power: Power) -> PowerState {
+    match power {
+        Power::Running => PowerState::Running,
+        Power::Paused(_) => PowerState::Paused,
+        Power::Off => PowerState::Stopped,
+    }
+}
+
+fn domain(facts: &Facts<'_>, ours: Option<&OurDomain>) -> Option<DomainStatus> {
+    let domain = ours?;
+    let old = facts.instance.status.as_ref().and_then(|s| s.domain.as_ref());
+    let type_ = domain.config.applied.get("driver").cloned().or_else(|| old.map(|d| d.type_.clone()));
+    Some(DomainStatus {
+        name: domain.name.clone(),
+        uuid: domain.uuid.clone(),
+        type_: type_.unwrap_or_default(),
+    })
+}
+
+fn disks(files: &ObservedFiles, machine: Option<&Machine>) -> Vec<DiskStatus> {
+    let wanted = |name: &str| machine.is_none_or(|m| m.disks.iter().any(|d| d.name == name));
+    let one = |name: &str, info: &super::storage::DiskInfo, detached| DiskStatus {
+        name: name.to_owned(),
+        path: info.path.display().to_string(),
+        size_mib: info.virtual_mib,
+        detached,
+    };
+    let root = files.root.iter().map(|info| one("root", info, false));
+    root.chain(files.disks.iter().map(|(name, info)| one(name, info, !wanted(name)))).collect()
+}
+
+fn interfaces(facts: &Facts<'_>) -> Vec<InterfaceStatus> {
+    let Some(machine) = facts.machine else { return vec![] };
+    machine
+        .interfaces
+        .iter()
+        .map(|interface| {
+            let seen = facts.guest.interfaces.iter().find(|g| g.mac == interface.mac);
+            InterfaceStatus {
+                name: interface.name.clone(),
+                mac: interface.mac.clone(),
+                ipv4: seen.map(|g| g.ipv4.clone()).unwrap_or_default(),
+                ipv6: seen.map(|g| g.ipv6.clone()).unwrap_or_default(),
+            }
+        })
+        .collect()
+}
+
+fn addresses(interfaces: &[InterfaceStatus]) -> Option<Addresses> {
+    let all = Addresses {
+        ipv4: interfaces.iter().flat_map(|i| i.ipv4.clone()).collect(),
+        ipv6: interfaces.iter().flat_map(|i| i.ipv6.clone()).collect(),
+    };
+    (!all.ipv4.is_empty() || !all.ipv6.is_empty()).then_some(all)
+}
+
+/// How the last start spent its time; absent when this agent did not make it.
+fn timings(facts: &Facts<'_>) -> Option<Timings> {
+    facts.record.started_at?;
+    let since = facts.record.memory.starts.last;
+    let agent_ms = facts.guest.answered_at.zip(since).and_then(|(answered, started)| {
+        i64::try_from(answered.saturating_sub(started).as_millis()).ok()
+    });
+    Some(Timings { agent_ms, ..facts.record.timings.clone() })
+}
+
+// --- Conditions -------------------------------------------------------------------------------------------------------
+
+fn conditions(
+    facts: &Facts<'_>,
+    ours: Option<&OurDomain>,
+    outcome: &Outcome,
+    restart_required: &[String],
+    old: &[Condition],
+) -> Vec<Condition> {
+    let mine = [IMAGE_READY, READY, CONVERGED, AGENT_CONNECTED];
+    let mut list: Vec<Condition> = old.iter().filter(|c| mine.contains(&c.type_.as_str())).cloned().collect();
+    let generation = facts.instance.metadata.generation;
+    for (type_, (status, reason, message)) in [
+        (IMAGE_READY, image_ready(facts, outcome)),
+        (READY, ready(facts, ours, outcome)),
+        (CONVERGED, converged(outcome, restart_required)),
+        (AGENT_CONNECTED, agent_connected(facts, ours)),
+    ] {
+        upsert(&mut list, condition(type_, status, reason, message, generation, facts.now.clone()));
+    }
+    list
+}
+
+type Said = (Status, &'static str, String);
+
+fn image_ready(facts: &Facts<'_>, outcome: &Outcome) -> Said {
+    match outcome {
+        Outcome::Waiting(Waiting::Image, text) => (Status::False, "Downloading", text.clone()),
+        Outcome::Failed(failure) if failure.image => (Status::False, failure.reason, failure.message.clone()),
+        _ if facts.machine.is_some_and(|m| m.images().next().is_none()) => (Status::True, "NotNeeded", String::new()),
+        _ if facts.files.is_some_and(|f| f.root.is_some()) => (Status::True, "Cached", String::new()),
+        _ => (Status::Unknown, "NotFetched", String::new()),
+    }
+}
+
+fn ready(facts: &Facts<'_>, ours: Option<&OurDomain>, outcome: &Outcome) -> Said {
+    match outcome {
+        Outcome::Settled => (Status::True, settled_reason(ours), emulation(facts)),
+        Outcome::Waiting(waiting, text) => (Status::False, waiting_reason(*waiting), text.clone()),
+        Outcome::Blocked(blocked) => (Status::False, blocked_reason(blocked), explain(blocked)),
+        Outcome::Failed(failure) => {
+            let status = if failure.unknown { Status::Unknown } else { Status::False };
+            (status, failure.reason, failure.message.clone())
+        }
+        Outcome::Deleting => (Status::False, "Deleting", String::new()),
+    }
+}
+
+fn settled_reason(ours: Option<&OurDomain>) -> &'static str {
+    match ours.map(|d| d.power) {
+        Some(Power::Running) => "Running",
+        Some(Power::Paused(_)) => "Paused",
+        Some(Power::Off) | None => "Stopped",
+    }
+}
+
+/// A guest of driver kvm that runs emulated is what was asked, but slower: its reader should know.
+fn emulation(facts: &Facts<'_>) -> String {
+    let emulated = |m: &&Machine| m.driver == Driver::Kvm && m.domain_type == DomainType::Qemu;
+    facts.machine.filter(emulated).map_or_else(String::new, |_| {
+        "runs emulated: this host has no usable hardware virtualization (its Host says why) and allows emulation".to_owned()
+    })
+}
+
+fn converged(outcome: &Outcome, restart_required: &[String]) -> Said {
+    match outcome {
+        Outcome::Settled if restart_required.is_empty() => (Status::True, "Converged", String::new()),
+        Outcome::Settled => {
+            let fields = restart_required.join(", ");
+            (Status::False, "RestartRequired", format!("these fields change at the next restart: {fields}"))
+        }
+        Outcome::Failed(failure) if failure.unknown => (Status::Unknown, failure.reason, failure.message.clone()),
+        Outcome::Waiting(..) | Outcome::Blocked(_) | Outcome::Failed(_) => {
+            (Status::False, "Converging", message(outcome))
+        }
+        Outcome::Deleting => (Status::False, "Deleting", String::new()),
+    }
+}
+
+fn agent_connected(facts: &Facts<'_>, ours: Option<&OurDomain>) -> Said {
+    if facts.machine.is_some_and(|m| !m.has_agent()) {
+        return (Status::Unknown, "NoChannel", "a guest of this driver has no agent channel".to_owned());
+    }
+    if ours.is_none_or(|d| d.power != Power::Running) {
+        return (Status::Unknown, "NotRunning", String::new());
+    }
+    match facts.guest.agent {
+        Some(true) => (Status::True, "Answered", String::new()),
+        Some(false) => (Status::False, "Silent", "the guest agent does not answer any more".to_owned()),
+        None => (Status::Unknown, "WaitingForAgent", "the guest agent has not answered yet".to_owned()),
+    }
+}
