@@ -12,6 +12,9 @@
 const SECTOR: usize = 2048;
 const PATH_TABLE_BYTES: u32 = 10;
 const FIRST_CONTENT_SECTOR: u32 = 25;
+/// Zeros at the end, as mkisofs has them: busybox's findfs gives up on a device that ends before the places where other
+/// file systems have their superblocks (64 KiB and more).
+const PADDING_SECTORS: u32 = 150;
 /// 2000-01-01: the time of files says nothing here, and must not vary.
 const RECORD_DATE: [u8; 7] = [100, 1, 1, 0, 0, 0, 0];
 const VOLUME_DATE: &[u8; 17] = b"2000010100000000\0";
@@ -93,6 +96,7 @@ pub(super) fn image(label: &str, files: &[IsoFile<'_>]) -> Vec<u8> {
         })
         .collect();
 
+    next += PADDING_SECTORS;
     let mut image = vec![0; next as usize * SECTOR];
     for (view, at) in [(View::RockRidge, 16), (View::Joliet, 17)] {
         put(&mut image, at, &volume_descriptor(view, label, next));
@@ -273,6 +277,7 @@ mod tests {
     fn fields_are_where_the_standard_wants_them() {
         let iso = sample();
         assert_eq!(iso.len() % SECTOR, 0);
+        assert!(iso.len() > 128 << 10, "{}", iso.len());
         let primary = &iso[16 * SECTOR..17 * SECTOR];
         assert_eq!(&primary[..6], b"\x01CD001");
         assert_eq!(&primary[40..46], b"cidata");

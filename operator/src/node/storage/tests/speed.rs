@@ -1,4 +1,4 @@
-//! How long preparing an Instance takes. Not part of a normal run: `cargo test --release -- --ignored preparation`.
+//! How long preparing an Instance takes. Not part of a normal run: `cargo test -p virtshell-operator -- --ignored preparation`.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
