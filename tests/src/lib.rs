@@ -32,8 +32,6 @@ use std::path::{Path, PathBuf};
 /// The root of the source tree.
 #[must_use]
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate is one level below the root")
-        .to_owned()
+    let below = Path::new(env!("CARGO_MANIFEST_DIR"));
+    below.parent().unwrap_or(below).to_owned()
 }

@@ -369,6 +369,10 @@ impl Context {
         } else {
             self.pulse().forget(&key.name);
         }
+        let gone = |host: &Option<Arc<Host>>| host.as_deref().is_some_and(super::host::is_confirmed_gone);
+        if gone(&change.new) && !gone(&change.old) {
+            self.wake_instances_of(&key.name);
+        }
         self.queue.add(Key::Host(key));
         if change.old.as_deref().map(placement_view) != change.new.as_deref().map(placement_view) {
             self.wake(&self.desk().unscheduled);
@@ -415,6 +419,10 @@ impl Context {
             self.queue.add(Key::Environment(ObjectKey::of(&**any)));
         }
         if change.alters_spec() {
+            // It holds the section it names, or lets it go.
+            for key in self.sections.keys() {
+                self.queue.add(Key::Section(key));
+            }
             self.wake(&self.desk().unaccepted);
             self.wake(&self.desk().unscheduled);
         }

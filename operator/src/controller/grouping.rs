@@ -8,6 +8,7 @@ use virtshell_crds::{Environment, Host, MANAGER_CONTROLLER, Section};
 
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
+use super::guard;
 use super::placement::Reach;
 use super::write::{self, Error};
 use crate::status::{apply, differs};
@@ -55,6 +56,16 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
         .map(|host| host.wire_name().to_owned())
         .collect();
     hosts.sort_unstable();
+    let api: Api<Section> = Api::all(ctx.client.clone());
+    let environments = ctx.environments.all();
+    let user = environments.iter().find(|e| {
+        let name = e.spec.section.as_deref();
+        name.and_then(|name| ctx.sections.find("", name))
+            .is_some_and(|s| s.uid() == uid)
+    });
+    let holder = user.map(|e| format!("enviroment {}", e.wire_name()));
+    guard::guard(ctx, &api, &*section, holder.as_deref()).await?;
+    let in_use = guard::condition(&*section, "section", section.wire_name(), holder.as_deref());
     let generation = section.metadata.generation;
     let accepted = condition::condition(ACCEPTED, Status::True, "Valid", "", generation, write::now());
     let present = section
@@ -65,10 +76,9 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
     let status = json!({
         "observedGeneration": generation,
         "hosts": hosts,
-        "conditions": write::conditions(present, [accepted]),
+        "conditions": write::conditions(present, [accepted].into_iter().chain(in_use)),
     });
     if differs(&json!(section.status), &status, &OWNED) {
-        let api: Api<Section> = Api::all(ctx.client.clone());
         apply(&api, &*section, MANAGER_CONTROLLER, &status)
             .await
             .map_err(Error::api(format!("write the status of section {key}")))?;
@@ -86,13 +96,15 @@ pub async fn reconcile_environment(
         return Ok(None);
     };
     let status = environment_status(ctx, &environment);
+    let holder = holder(status["instances"].as_u64().unwrap_or_default());
+    let api: Api<Environment> = Api::namespaced(ctx.client.clone(), &key.namespace);
+    guard::guard(ctx, &api, &*environment, holder.as_deref()).await?;
     if !differs(&json!(environment.status), &status, &OWNED) {
         return Ok(None);
     }
     if let Some(wait) = ctx.sum_due(&format!("Environment {key}")) {
         return Ok(Some(wait));
     }
-    let api: Api<Environment> = Api::namespaced(ctx.client.clone(), &key.namespace);
     apply(&api, &*environment, MANAGER_CONTROLLER, &status)
         .await
         .map_err(Error::api(format!("write the status of environment {key}")))?;
@@ -134,6 +146,13 @@ fn environment_status(ctx: &Context, environment: &Environment) -> Value {
             )
         }
     };
+    let in_use = holder(instances as u64);
+    let in_use = guard::condition(
+        environment,
+        "enviroment",
+        environment.wire_name(),
+        in_use.as_deref(),
+    );
     let present = environment
         .status
         .as_ref()
@@ -143,6 +162,11 @@ fn environment_status(ctx: &Context, environment: &Environment) -> Value {
         "observedGeneration": generation,
         "hosts": hosts,
         "instances": instances,
-        "conditions": write::conditions(present, [accepted]),
+        "conditions": write::conditions(present, [accepted].into_iter().chain(in_use)),
     })
+}
+
+/// What uses an Environment that has Instances.
+fn holder(instances: u64) -> Option<String> {
+    (instances > 0).then(|| format!("{instances} instances"))
 }

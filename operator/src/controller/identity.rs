@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use k8s_openapi::api::rbac::v1::Role;
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
@@ -19,6 +20,8 @@ use super::write::Error;
 
 /// Cluster role of every host's agent; part of the manifests.
 pub const NODE_ROLE: &str = "virtshell-node";
+/// Label of what belongs to the identity of a host: its metadata.name.
+const LABEL_HOST: &str = "virtshell.io/host";
 
 /// What was made since this process began to lead.
 #[derive(Default)]
@@ -43,10 +46,32 @@ pub async fn ensure_host(ctx: &Context, host: &Host) -> Result<(), Error> {
         for object in account(host, &ctx.namespace) {
             apply(ctx, &object).await?;
         }
+        recall(ctx, host).await?;
         locked(&ctx.identities.hosts).insert(uid);
     }
     for (namespace, secrets) in secrets_in_use(ctx, host) {
         set_secrets(ctx, host, &namespace, secrets).await?;
+    }
+    Ok(())
+}
+
+/// Learns what an earlier leader has allowed, so that it can be taken back.
+async fn recall(ctx: &Context, host: &Host) -> Result<(), Error> {
+    let name = host.name_any();
+    let role = secrets_role(&name);
+    let api: Api<Role> = Api::all(ctx.client.clone());
+    let listed = api
+        .list(&ListParams::default().labels(&format!("{LABEL_HOST}={name}")))
+        .await
+        .map_err(Error::api(format!("list the roles of host {name}")))?;
+    for present in listed.items.into_iter().filter(|r| r.name_any() == role) {
+        let rules = present.rules.iter().flatten();
+        let secrets = rules
+            .filter_map(|rule| rule.resource_names.clone())
+            .flatten()
+            .collect();
+        let key = (name.clone(), present.namespace().unwrap_or_default());
+        locked(&ctx.identities.secrets).entry(key).or_insert(secrets);
     }
     Ok(())
 }
@@ -140,8 +165,7 @@ fn account(host: &Host, namespace: &str) -> Vec<Value> {
 /// A Role without any name would allow every Secret: an empty set is a Role without rules.
 fn secret_access(host: &Host, operator: &str, namespace: &str, secrets: &BTreeSet<String>) -> Vec<Value> {
     let account = host_account(&host.name_any());
-    // In the operator's own namespace the host's account has a Role of that name.
-    let name = format!("{account}-secrets");
+    let name = secrets_role(&host.name_any());
     let rules = if secrets.is_empty() {
         json!([])
     } else {
@@ -158,10 +182,15 @@ fn secret_access(host: &Host, operator: &str, namespace: &str, secrets: &BTreeSe
     ]
 }
 
+/// Not the account's own name: in the operator's namespace that Role is there already.
+fn secrets_role(host: &str) -> String {
+    format!("{}-secrets", host_account(host))
+}
+
 fn metadata(host: &Host, name: &str, namespace: Option<&str>) -> Value {
     let mut metadata = json!({
         "name": name,
-        "labels": {"app.kubernetes.io/managed-by": MANAGER_CONTROLLER, "virtshell.io/host": host.name_any()},
+        "labels": {"app.kubernetes.io/managed-by": MANAGER_CONTROLLER, LABEL_HOST: host.name_any()},
         "ownerReferences": host.controller_owner_ref(&()).into_iter().collect::<Vec<_>>(),
     });
     if let Some(namespace) = namespace {

@@ -61,17 +61,24 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     super::task::make_announced(ctx, &instance).await
 }
 
-/// An Instance that is being deleted waits for its node, unless no node was ever told of it.
+/// An Instance that is being deleted waits for its node, unless no node was ever told of it, or an administrator has
+/// said that its host is gone for good.
 async fn release(ctx: &Context, instance: &Instance) -> Result<(), Error> {
     let mut finalizers = instance.finalizers().to_vec();
     let held = finalizers.iter().any(|f| f == FINALIZER_DOMAIN);
-    if !held || is_scheduled(instance) {
+    if !held || (is_scheduled(instance) && !is_host_gone(ctx, instance)) {
         return Ok(());
     }
     finalizers.retain(|f| f != FINALIZER_DOMAIN);
     let patch =
         json!({"metadata": {"resourceVersion": instance.resource_version(), "finalizers": finalizers}});
     patch_instance(ctx, instance, &patch).await.map(drop)
+}
+
+fn is_host_gone(ctx: &Context, instance: &Instance) -> bool {
+    let host = instance.spec.host.as_deref().map(super::context::cluster_key);
+    let host = host.and_then(|key| ctx.hosts.get(&key));
+    host.is_some_and(|host| super::host::is_confirmed_gone(&host))
 }
 
 /// Decides where the Instance goes, and writes that. Returns the Instance as it is then.
@@ -392,8 +399,9 @@ fn tell(
     }
 }
 
-/// `Ready=Unknown` while the host is silent, taken back when it speaks again. It is the node's condition: this is written
-/// under a manager of its own, once per silence, so that the two never fight.
+/// `Ready=Unknown` while the host is silent. It is the node's condition, written under a manager of its own and once per
+/// silence, so that the two never fight. When the host is back its node reports again; only then is the mark taken back:
+/// sooner would leave a condition of which only the type is left.
 async fn mark_silence(ctx: &Context, instance: &Arc<Instance>) -> Result<(), Error> {
     let Some(host) = ledger::bound_host(instance) else {
         return Ok(());
@@ -402,24 +410,24 @@ async fn mark_silence(ctx: &Context, instance: &Arc<Instance>) -> Result<(), Err
         .status
         .as_ref()
         .and_then(|s| condition::find(&s.conditions, READY));
-    let marked = ready.is_some_and(|c| c.reason == HOST_SILENT);
+    let shown = ready.is_some_and(|c| c.reason == HOST_SILENT);
     let silent = ctx.pulse().is_silent(host, Instant::now());
     let uid = instance.uid().unwrap_or_default();
-    let status = if silent && !marked && ctx.pulse().tell(host, &uid) {
-        let message = format!(
-            "host {host} has not been heard of for {} s",
-            super::pulse::SILENCE.as_secs()
-        );
-        let condition = condition::condition(
+    let status = if silent && !shown && ctx.pulse().mark(host, &uid) {
+        let seconds = super::pulse::SILENCE.as_secs();
+        let message = format!("host {host} has not been heard of for {seconds} s");
+        let generation = instance.metadata.generation;
+        let unknown = condition::condition(
             READY,
             Status::Unknown,
             HOST_SILENT,
             message,
-            instance.metadata.generation,
+            generation,
             write::now(),
         );
-        json!({"conditions": [condition]})
-    } else if !silent && marked {
+        json!({"conditions": [unknown]})
+    } else if !silent && !shown && ctx.pulse().is_marked(host, &uid) {
+        ctx.pulse().unmark(host, &uid);
         json!({})
     } else {
         return Ok(());
@@ -433,11 +441,9 @@ async fn mark_silence(ctx: &Context, instance: &Arc<Instance>) -> Result<(), Err
             Ok(())
         }
         Err(error) => {
-            ctx.pulse().untell(host, &uid);
-            Err(Error::api(format!(
-                "mark instance {} of silent host {host}",
-                instance.name_any()
-            ))(error))
+            ctx.pulse().unmark(host, &uid);
+            let doing = format!("mark instance {} of silent host {host}", instance.name_any());
+            Err(Error::api(doing)(error))
         }
     }
 }

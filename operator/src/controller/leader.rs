@@ -67,6 +67,8 @@ pub struct Elector {
     me: String,
     /// The record as last seen, and since when it has looked like that.
     seen: Option<(LeaseSpec, Instant)>,
+    /// When the last call that made or kept us leader began: the API server may have stored it any time after that.
+    renewed: Instant,
 }
 
 impl Elector {
@@ -77,6 +79,7 @@ impl Elector {
             api: Api::namespaced(client, namespace),
             me,
             seen: None,
+            renewed: Instant::now(),
         }
     }
 
@@ -112,13 +115,10 @@ impl Elector {
 
     /// Renews for as long as that works; returns when this candidate does not lead any more.
     pub async fn hold(&mut self) {
-        let mut renewed = Instant::now();
         loop {
             tokio::time::sleep(RETRY_PERIOD).await;
-            // From the start of the call: the API server may have stored it any time after that.
-            let started = Instant::now();
-            match tokio::time::timeout_at(renewed + RENEW_DEADLINE, self.attempt()).await {
-                Ok(Ok(true)) => renewed = started,
+            match tokio::time::timeout_at(self.renewed + RENEW_DEADLINE, self.attempt()).await {
+                Ok(Ok(true)) | Err(_) => {}
                 Ok(Ok(false)) => {
                     tracing::warn!("another controller has taken over");
                     return;
@@ -126,9 +126,8 @@ impl Elector {
                 Ok(Err(error)) => {
                     tracing::warn!(error = words(&error), lease = LEASE, "cannot renew leadership");
                 }
-                Err(_) => {}
             }
-            if renewed.elapsed() >= RENEW_DEADLINE {
+            if self.renewed.elapsed() >= RENEW_DEADLINE {
                 tracing::warn!("leadership could not be renewed in time");
                 return;
             }
@@ -148,6 +147,15 @@ impl Elector {
 
     /// One try to become or stay leader; whether it succeeded.
     async fn attempt(&mut self) -> kube::Result<bool> {
+        let began = Instant::now();
+        let leads = self.try_to_lead().await?;
+        if leads {
+            self.renewed = began;
+        }
+        Ok(leads)
+    }
+
+    async fn try_to_lead(&mut self) -> kube::Result<bool> {
         let lease = self.api.get_opt(LEASE).await?;
         let spec = lease.as_ref().and_then(|l| l.spec.clone());
         let unchanged = self.unchanged_for(spec.as_ref());

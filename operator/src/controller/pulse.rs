@@ -3,7 +3,7 @@
 //! Pure. A host lives when its Lease changes; how late its clock or ours is does not matter. A controller that has just
 //! begun to lead gives every host a full period before it calls one silent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -16,14 +16,16 @@ pub const SILENCE: Duration = Duration::from_secs(40);
 struct Beat {
     renewed: Option<MicroTime>,
     at: Instant,
+    /// How often the host has come back: tells one silence from the next.
+    returns: u64,
 }
 
 /// The last sign of life of every host.
 #[derive(Debug, Default)]
 pub struct Pulse {
     beats: HashMap<String, Beat>,
-    /// Instances (uid) that were told that their host is silent, by host.
-    told: HashMap<String, HashSet<String>>,
+    /// Objects (uid) that were marked because the host is silent, and in which silence, by host.
+    marked: HashMap<String, HashMap<String, u64>>,
 }
 
 impl Pulse {
@@ -32,33 +34,31 @@ impl Pulse {
         self.beats.entry(host.to_owned()).or_insert(Beat {
             renewed: None,
             at: now,
+            returns: 0,
         });
     }
 
     /// The host's Lease as it is now. Returns whether the host was silent until then.
     pub fn beat(&mut self, host: &str, renewed: Option<&MicroTime>, now: Instant) -> bool {
         let was_silent = self.is_silent(host, now);
-        let beat = self.beats.entry(host.to_owned()).or_insert(Beat {
-            renewed: None,
-            at: now,
-        });
-        if renewed.is_none() || beat.renewed.as_ref() == renewed {
+        self.meet(host, now);
+        let Some(beat) = self
+            .beats
+            .get_mut(host)
+            .filter(|beat| renewed.is_some() && beat.renewed.as_ref() != renewed)
+        else {
             return false;
-        }
-        *beat = Beat {
-            renewed: renewed.cloned(),
-            at: now,
         };
-        if was_silent {
-            self.told.remove(host);
-        }
+        beat.renewed = renewed.cloned();
+        beat.at = now;
+        beat.returns += u64::from(was_silent);
         was_silent
     }
 
     /// The host is no more.
     pub fn forget(&mut self, host: &str) {
         self.beats.remove(host);
-        self.told.remove(host);
+        self.marked.remove(host);
     }
 
     /// Whether nothing has been heard of the host for too long. A host that was never met is.
@@ -75,19 +75,23 @@ impl Pulse {
         (!left.is_zero()).then_some(left)
     }
 
-    /// Whether to tell this Instance that its host is silent: once per silence. If its node writes all the same, the
-    /// node knows better.
-    pub fn tell(&mut self, host: &str, uid: &str) -> bool {
-        self.told
-            .entry(host.to_owned())
-            .or_default()
-            .insert(uid.to_owned())
+    /// Whether to mark this object now: once per silence. If its node writes all the same, the node knows better.
+    pub fn mark(&mut self, host: &str, uid: &str) -> bool {
+        let silence = self.beats.get(host).map(|beat| beat.returns).unwrap_or_default();
+        let marks = self.marked.entry(host.to_owned()).or_default();
+        marks.insert(uid.to_owned(), silence) != Some(silence)
     }
 
-    /// The Instance could not be told.
-    pub fn untell(&mut self, host: &str, uid: &str) {
-        if let Some(told) = self.told.get_mut(host) {
-            told.remove(uid);
+    /// Whether this object was marked.
+    #[must_use]
+    pub fn is_marked(&self, host: &str, uid: &str) -> bool {
+        self.marked.get(host).is_some_and(|marks| marks.contains_key(uid))
+    }
+
+    /// The mark was taken back, or could not be made.
+    pub fn unmark(&mut self, host: &str, uid: &str) {
+        if let Some(marks) = self.marked.get_mut(host) {
+            marks.remove(uid);
         }
     }
 }
@@ -123,14 +127,16 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_is_told_once_per_silence() {
+    fn an_object_is_marked_once_per_silence() {
         let start = Instant::now();
         let mut pulse = Pulse::default();
         pulse.meet("h", start);
-        let late = start + 2 * SILENCE;
-        assert!(pulse.tell("h", "u"));
-        assert!(!pulse.tell("h", "u"));
-        assert!(pulse.beat("h", Some(&renewed(1)), late));
-        assert!(pulse.tell("h", "u"), "a new silence");
+        assert!(pulse.mark("h", "u"));
+        assert!(!pulse.mark("h", "u") && pulse.is_marked("h", "u"));
+        assert!(pulse.beat("h", Some(&renewed(1)), start + 2 * SILENCE));
+        assert!(pulse.is_marked("h", "u"), "until it is taken back");
+        assert!(pulse.mark("h", "u"), "a new silence");
+        pulse.unmark("h", "u");
+        assert!(!pulse.is_marked("h", "u"));
     }
 }

@@ -250,8 +250,7 @@ async fn a_host_account_reports_results_of_its_own_assignments() -> anyhow::Resu
     let mut spec = crate::kinds::least_of("TaskAssignment");
     spec["host"] = json!(one.host);
     let assignment: TaskAssignment = from(json!({"metadata": {"name": "a"}, "spec": spec}));
-    let controller = control_plane.account(SYSTEM, "virtshell-controller").await?;
-    Api::namespaced(controller.client, &namespace)
+    Api::namespaced(control_plane.admin().await?, &namespace)
         .create(&PostParams::default(), &assignment)
         .await?;
     let assignments = |client: &Client| Api::<TaskAssignment>::namespaced(client.clone(), &namespace);
@@ -322,6 +321,54 @@ async fn tokens_are_for_the_account_that_asks() -> anyhow::Result<()> {
         .await
         .unwrap_err();
     assert!(said.contains("the controller asks for no tokens"), "{said}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_controller_makes_identities_of_hosts_only() -> anyhow::Result<()> {
+    let control_plane = ControlPlane::shared()?;
+    let controller = control_plane.account(SYSTEM, "virtshell-controller").await?;
+    let kubectl = control_plane.kubectl_with(&controller.kubeconfig);
+    // What the controller applies for a Host, and what it must not: by name, and more than it holds itself.
+    let objects = |name: &str, role: &str, verb: &str| {
+        [
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": SYSTEM}}),
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
+                   "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+                   "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": SYSTEM}]}),
+            json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name, "namespace": SYSTEM},
+                   "rules": [{"apiGroups": [""], "resources": ["secrets"], "verbs": [verb], "resourceNames": ["a"]},
+                             {"apiGroups": [""], "resources": ["serviceaccounts/token"], "verbs": ["create"], "resourceNames": [name]},
+                             {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "update", "patch"]}]}),
+        ]
+    };
+    let apply = [
+        "apply",
+        "--server-side",
+        "--field-manager=virtshell-controller",
+        "-f",
+        "-",
+    ];
+    for object in objects("virtshell-host-made", "virtshell-node", "get") {
+        kubectl.ok_with(apply, &object.to_string())?;
+        // Applied again, as it does after each start.
+        kubectl.ok_with(apply, &object.to_string())?;
+    }
+    for object in objects("virtshell-gateway-too", "virtshell-node", "get") {
+        let outcome = kubectl.run(apply, &object.to_string())?;
+        let words = "virtshell-gateway-too: the controller writes those of hosts only";
+        assert!(outcome.stderr.contains(words), "{outcome:?}");
+    }
+    let [_, binding, role] = objects("virtshell-host-more", "cluster-admin", "delete");
+    for object in [binding, role] {
+        let outcome = kubectl.run(apply, &object.to_string())?;
+        assert!(
+            outcome
+                .stderr
+                .contains("attempting to grant RBAC permissions not currently held"),
+            "{outcome:?}"
+        );
+    }
     Ok(())
 }
 
@@ -438,7 +485,8 @@ async fn each_account_may_do_its_work_and_no_more() -> anyhow::Result<()> {
         (controller, "patch", ours, "instances/status", "any", true),
         (controller, "create", "", "secrets", "any", true),
         (controller, "list", "", "secrets", "any", false),
-        (controller, "create", "", "serviceaccounts", SYSTEM, true),
+        (controller, "patch", "", "serviceaccounts", SYSTEM, true),
+        (controller, "create", ours, "instances", "any", false),
         (controller, "create", "", "serviceaccounts", "any", false),
         (controller, "delete", ours, "hosts", "", false),
         (
