@@ -78,19 +78,26 @@ fn up_again_a_killed_agent_down_up_and_clean() -> Result<()> {
 
 /// Runs `hack/up.sh` with settings that it must refuse, and returns what it said.
 fn refused(settings: &[(&str, &str)], as_user: Option<&str>) -> Result<String> {
-    let script = repository().join("hack/up.sh");
+    let mut script = repository().join("hack/up.sh");
     let folder = tempfile::Builder::new().prefix("virtshell-refused-").tempdir()?;
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    if as_user.is_some() {
+        // Root's clone may be where nobody else may read, such as /root.
+        let mut copy = Command::new("cp");
+        copy.arg("-r").arg(repository().join("hack")).arg(folder.path());
+        ensure!(copy.status()?.success(), "hack/ cannot be copied");
+        script = folder.path().join("hack/up.sh");
+    }
     let mut command = match as_user {
         Some(user) => {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid", user, "--regid", user, "--clear-groups", "bash"]).arg(script);
+            command.args(["--reuid", user, "--regid", "nogroup", "--clear-groups", "bash"]).arg(script);
             command
         }
         None => Command::new(script),
     };
     let output = command
-        .current_dir(repository())
+        .current_dir(folder.path())
         .env_remove("KUBECONFIG")
         .env("VIRTSHELL_STATE_DIR", folder.path().join("state"))
         .env("VIRTSHELL_DATA_DIR", folder.path().join("data"))
