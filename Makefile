@@ -1,5 +1,7 @@
 # VirtShell's commands; each one is a script in hack/ that says what it does, and works alone too.
 SHELL := /bin/bash
+# Where rustup puts cargo; the shell that `make up` installed it from does not know yet.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .DEFAULT_GOAL := help
 .PHONY: help up down clean clean-cache build test check generate bench
 

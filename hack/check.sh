@@ -13,6 +13,9 @@ go_format() {
     [[ -z $unformatted ]] || die "not formatted: $unformatted" "gofmt -w hack/controlplane"
 }
 
+for program in cargo shellcheck cc pkg-config; do
+    have "$program" || die "$program is missing, which make check needs" "hack/packages.sh --test, as root"
+done
 step "Format: Rust" cargo fmt --all --check
 step "Format: Go" go_format
 step "Lints: shell" shellcheck "${scripts[@]}"

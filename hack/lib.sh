@@ -13,8 +13,9 @@ STATE_DIR=$(realpath -m "${VIRTSHELL_STATE_DIR:-$REPO/.virtshell}")
 # What takes long to build and does not depend on the state: the control plane's programs, guest images.
 # shellcheck disable=SC2034
 CACHE_DIR=$(realpath -m "${VIRTSHELL_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/virtshell}")
-# Where rustup puts cargo; a shell that has not been started anew since may not know.
-PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
+# What only root uses is not on the path of a shell that became root by a plain `su`. And where rustup puts cargo; a shell that has
+# not been started anew since may not know.
+PATH=$PATH:/usr/sbin:/sbin:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 
 # --- Words ------------------------------------------------------------------------------------------------------------------------
 
@@ -63,12 +64,12 @@ need_space() {
     ((free >= $2)) || die "$1 needs $2 MiB of free disk and has $free MiB" "make room, or set $3 to a directory with more"
 }
 
-# apt_install PACKAGE...: installs Debian packages.
+# apt_install PACKAGE...: installs Debian packages, and removes none for them.
 apt_install() {
     is_root || die "these packages are missing and only root can install them: $*" "run it as root once, or: sudo apt-get install $*"
-    have apt-get || die "this is not a Debian machine (no apt-get), and these packages are missing: $*" "use Debian 12 or newer, or install their like by hand"
+    have apt-get || die "this is not a Debian machine (no apt-get), and these packages are missing: $*" "use Debian 12, or install their like by hand"
     apt_update
-    apt_get install -y --no-install-recommends "$@" >/dev/null ||
+    apt_get install -y --no-install-recommends --no-remove "$@" >/dev/null ||
         die "these packages could not be installed: $*" "see apt's message above; it needs the way to a Debian mirror (http_proxy is honoured), and no other apt or dpkg running"
 }
 

@@ -11,6 +11,8 @@
 # Records: ${VIRTSHELL_STATE_DIR:-.virtshell}/libvirt/{libvirtd,virtlogd}.pid ("pid starttime")
 # and network.default (present when `start` activated the network).
 set -euo pipefail
+# libvirtd is in a directory that a plain `su` does not put on the path.
+export PATH=$PATH:/usr/sbin:/sbin
 
 readonly QEMU_URI=qemu:///system
 readonly NETWORK=default

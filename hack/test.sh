@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make test`: installs what is missing, checks the sources, and runs every level of tests against the real thing: a control plane of
-# its own, and this machine's libvirt. Fails when one of them fails. Needs root on Debian 12 or newer.
+# its own, and this machine's libvirt. Fails when one of them fails. Needs root on Debian 12.
 #
 #   test.sh [ARGUMENT...]    arguments go to `cargo test --workspace`
 #

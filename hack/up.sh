@@ -2,7 +2,7 @@
 # `make up`: VirtShell on this machine, ending with two real guests, one made by kubectl and one by REST.
 #
 # Every step looks at what is there first, so it may be interrupted and repeated at any time; on a running system it is quick. Needs
-# root on Debian 12 or newer, x86-64.
+# root on Debian 12, x86-64.
 #
 # Environment (besides that of hack/controlplane.sh and the ports and names in hack/system.sh):
 #   KUBECONFIG            use this cluster instead of a control plane of our own

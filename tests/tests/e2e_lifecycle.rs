@@ -40,18 +40,29 @@ fn up_again_a_killed_agent_down_up_and_clean() -> Result<()> {
     ensure!(["controller", "node", "gateway"].map(|role| process_id(&system, role).ok()) == processes);
 
     // An agent killed in the middle of a creation: the next one finishes it, and the other guests do not notice.
-    sh(&system, "sed 's/hello-kubectl/half-made/' manifests/samples/hello.yaml | kubectl apply -f -")?;
+    sh(
+        &system,
+        "sed 's/hello-kubectl/half-made/' manifests/samples/hello.yaml | kubectl apply -f -",
+    )?;
     sh(&system, &format!("kill -9 {}", process_id(&system, "node")?))?;
     let up = system.script("up.sh")?;
     ensure!(up.success, "{}", up.stderr);
-    sh(&system, "kubectl -n virtshell wait vsi half-made --for=condition=Ready --timeout=120s")?;
+    sh(
+        &system,
+        "kubectl -n virtshell wait vsi half-made --for=condition=Ready --timeout=120s",
+    )?;
     sh(&system, "kubectl -n virtshell delete vsi half-made --timeout=60s")?;
     ensure!(sh(&system, GUESTS)? == guests);
 
     // Down: the guests run on.
-    let domains = sh(&system, "kubectl -n virtshell get vsi -o 'jsonpath={.items[*].status.domain.uuid}'")?;
+    let domains = sh(
+        &system,
+        "kubectl -n virtshell get vsi -o 'jsonpath={.items[*].status.domain.uuid}'",
+    )?;
     let qemu = || {
-        let found = Command::new("pgrep").args(["-fc", &domains.replace(' ', "|")]).output();
+        let found = Command::new("pgrep")
+            .args(["-fc", &domains.replace(' ', "|")])
+            .output();
         found.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
     };
     ensure!(qemu()? == "2", "two guests run");
@@ -62,7 +73,10 @@ fn up_again_a_killed_agent_down_up_and_clean() -> Result<()> {
 
     let up = system.script("up.sh")?;
     ensure!(up.success, "{}", up.stderr);
-    ensure!(sh(&system, GUESTS)? == guests, "guests are found again as they were");
+    ensure!(
+        sh(&system, GUESTS)? == guests,
+        "guests are found again as they were"
+    );
 
     // Clean: nothing is left.
     let clean = system.script("clean.sh")?;
@@ -78,19 +92,28 @@ fn up_again_a_killed_agent_down_up_and_clean() -> Result<()> {
 
 /// Runs `hack/up.sh` with settings that it must refuse, and returns what it said.
 fn refused(settings: &[(&str, &str)], as_user: Option<&str>) -> Result<String> {
-    let script = repository().join("hack/up.sh");
+    let mut script = repository().join("hack/up.sh");
     let folder = tempfile::Builder::new().prefix("virtshell-refused-").tempdir()?;
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    if as_user.is_some() {
+        // Root's clone may be where nobody else may read, such as /root.
+        let mut copy = Command::new("cp");
+        copy.arg("-r").arg(repository().join("hack")).arg(folder.path());
+        ensure!(copy.status()?.success(), "hack/ cannot be copied");
+        script = folder.path().join("hack/up.sh");
+    }
     let mut command = match as_user {
         Some(user) => {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid", user, "--regid", user, "--clear-groups", "bash"]).arg(script);
+            command
+                .args(["--reuid", user, "--regid", "nogroup", "--clear-groups", "bash"])
+                .arg(script);
             command
         }
         None => Command::new(script),
     };
     let output = command
-        .current_dir(repository())
+        .current_dir(folder.path())
         .env_remove("KUBECONFIG")
         .env("VIRTSHELL_STATE_DIR", folder.path().join("state"))
         .env("VIRTSHELL_DATA_DIR", folder.path().join("data"))

@@ -32,19 +32,27 @@ fn until(system: &System, line: &str, enough: impl Fn(&str) -> bool) -> Result<S
         if seen.success && enough(seen.stdout.trim_end()) {
             return Ok(seen.stdout.trim_end().to_owned());
         }
-        ensure!(started.elapsed() < LIMIT, "{line}: after {LIMIT:?} still {}{}", seen.stdout, seen.stderr);
+        ensure!(
+            started.elapsed() < LIMIT,
+            "{line}: after {LIMIT:?} still {}{}",
+            seen.stdout,
+            seen.stderr
+        );
         std::thread::sleep(Duration::from_millis(200));
     }
 }
 
 fn apply(system: &System, object: &Value) -> Result<()> {
-    system.kubectl()?.ok_with(["apply", "-f", "-"], &object.to_string())?;
+    system
+        .kubectl()?
+        .ok_with(["apply", "-f", "-"], &object.to_string())?;
     Ok(())
 }
 
 /// An Instance of the guest image with what `more` adds to its spec.
 fn instance(name: &str, more: Value) -> Value {
-    let mut spec = json!({"image": "debian-guest", "memoryMiB": 192, "diskMiB": 1024, "shutdownGraceSeconds": 20});
+    let mut spec =
+        json!({"image": "debian-guest", "memoryMiB": 192, "diskMiB": 1024, "shutdownGraceSeconds": 20});
     if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
         spec.extend(more);
     }
@@ -64,7 +72,10 @@ fn get(name: &str, path: &str) -> String {
 }
 
 fn condition(name: &str, type_: &str) -> String {
-    get(name, &format!(".status.conditions[?(@.type==\"{type_}\")]['status','reason','message']"))
+    get(
+        name,
+        &format!(".status.conditions[?(@.type==\"{type_}\")]['status','reason','message']"),
+    )
 }
 
 fn wait_ready(system: &System, name: &str) -> Result<()> {
@@ -72,7 +83,11 @@ fn wait_ready(system: &System, name: &str) -> Result<()> {
 }
 
 fn remove(system: &System, name: &str) -> Result<()> {
-    sh(system, &format!("kubectl -n virtshell delete vsi {name} --timeout=60s")).map(drop)
+    sh(
+        system,
+        &format!("kubectl -n virtshell delete vsi {name} --timeout=60s"),
+    )
+    .map(drop)
 }
 
 #[test]
@@ -81,12 +96,25 @@ fn a_newcomer_sees_two_running_guests() -> Result<()> {
     let list = sh(system, "kubectl -n virtshell get vsi")?;
     let rest: Value = serde_json::from_str(&sh(system, "hack/vscurl GET /virtshell/api/v1/instances")?)?;
     for name in ["hello-kubectl", "hello-rest"] {
-        ensure!(list.lines().any(|l| l.starts_with(name) && l.contains("Running")), "{list}");
-        let seen = rest["instances"].as_array().context("a list")?.iter().find(|i| i["name"] == name);
+        ensure!(
+            list.lines().any(|l| l.starts_with(name) && l.contains("Running")),
+            "{list}"
+        );
+        let seen = rest["instances"]
+            .as_array()
+            .context("a list")?
+            .iter()
+            .find(|i| i["name"] == name);
         let seen = seen.with_context(|| format!("{name} is not in {rest}"))?;
-        ensure!(seen["status"] == "running" && seen["host"] == system.host(), "{seen}");
+        ensure!(
+            seen["status"] == "running" && seen["host"] == system.host(),
+            "{seen}"
+        );
         ensure!(sh(system, &format!("hack/guest-exec {name} uname -a"))?.starts_with("Linux "));
-        ensure!(sh(system, &format!("hack/guest-exec {name} hostname"))? == name, "the seed gives the host name");
+        ensure!(
+            sh(system, &format!("hack/guest-exec {name} hostname"))? == name,
+            "the seed gives the host name"
+        );
     }
     Ok(())
 }
@@ -95,13 +123,27 @@ fn a_newcomer_sees_two_running_guests() -> Result<()> {
 fn no_role_is_an_administrator() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     for role in ["controller", "node", "gateway"] {
-        let kubectl = system.kubectl()?.with(&system.state().join(format!("{role}.kubeconfig")));
-        for (verb, resource) in [("create", "customresourcedefinitions"), ("delete", "namespaces"), ("list", "secrets")] {
+        let kubectl = system
+            .kubectl()?
+            .with(&system.state().join(format!("{role}.kubeconfig")));
+        for (verb, resource) in [
+            ("create", "customresourcedefinitions"),
+            ("delete", "namespaces"),
+            ("list", "secrets"),
+        ] {
             let answer = kubectl.run(["auth", "can-i", verb, resource, "--all-namespaces"], "")?;
             // The gateway and the controller read users' keys in their namespaces; nobody lists all Secrets.
-            ensure!(answer.stdout.trim() == "no", "{role} may {verb} {resource}: {}", answer.stdout);
+            ensure!(
+                answer.stdout.trim() == "no",
+                "{role} may {verb} {resource}: {}",
+                answer.stdout
+            );
         }
-        ensure!(kubectl.ok(["auth", "whoami"])?.contains("system:serviceaccount:virtshell-system:"));
+        ensure!(
+            kubectl
+                .ok(["auth", "whoami"])?
+                .contains("system:serviceaccount:virtshell-system:")
+        );
     }
     Ok(())
 }
@@ -116,7 +158,9 @@ fn a_destroyed_domain_comes_back_and_says_so() -> Result<()> {
     // startedAt has whole seconds.
     std::thread::sleep(Duration::from_millis(1100));
     sh(system, &format!("virsh -c qemu:///system destroy {domain}"))?;
-    until(system, &get("drift", ".status.startedAt"), |seen| !seen.is_empty() && seen != started)?;
+    until(system, &get("drift", ".status.startedAt"), |seen| {
+        !seen.is_empty() && seen != started
+    })?;
     wait_ready(system, "drift")?;
     ensure!(sh(system, &format!("virsh -c qemu:///system domstate {domain}"))?.starts_with("running"));
     let events = "kubectl -n virtshell get events --field-selector involvedObject.name=drift -o jsonpath='{.items[*].reason}'";
@@ -127,15 +171,24 @@ fn a_destroyed_domain_comes_back_and_says_so() -> Result<()> {
 #[test]
 fn a_deleted_instance_leaves_no_domain_and_no_disk() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    apply(system, &instance("gone", json!({"disks": [{"name": "data", "sizeMiB": 16}]})))?;
+    apply(
+        system,
+        &instance("gone", json!({"disks": [{"name": "data", "sizeMiB": 16}]})),
+    )?;
     wait_ready(system, "gone")?;
     let domain = field(system, "gone", ".status.domain.name")?;
     let paths = field(system, "gone", ".status.disks[*].path")?;
     let paths: Vec<&str> = paths.split_whitespace().collect();
-    ensure!(paths.len() == 2 && paths.iter().all(|p| std::path::Path::new(p).exists()), "{paths:?}");
+    ensure!(
+        paths.len() == 2 && paths.iter().all(|p| std::path::Path::new(p).exists()),
+        "{paths:?}"
+    );
     remove(system, "gone")?;
     ensure!(!sh(system, "virsh -c qemu:///system list --all --name")?.contains(&domain));
-    ensure!(paths.iter().all(|p| !std::path::Path::new(p).exists()), "{paths:?}");
+    ensure!(
+        paths.iter().all(|p| !std::path::Path::new(p).exists()),
+        "{paths:?}"
+    );
     Ok(())
 }
 
@@ -145,32 +198,58 @@ fn power_through_rest_ends_in_tasks_that_succeed() -> Result<()> {
     let post = r#"hack/vscurl POST /virtshell/api/v1/instances '{"name": "Power_1", "image": "debian-guest", "memory": 192, "hdsize": "1GB"}'"#;
     let task = |answer: &str| -> Result<String> {
         let answer: Value = serde_json::from_str(answer)?;
-        Ok(answer["task"].as_str().context("the answer names a task")?.to_owned())
+        Ok(answer["task"]
+            .as_str()
+            .context("the answer names a task")?
+            .to_owned())
     };
     let succeeded = |uuid: &str| {
-        until(system, &format!("hack/vscurl GET /api/virtshell/v1/tasks/{uuid}"), |t| t.contains(r#""status":"sucess""#))
+        until(
+            system,
+            &format!("hack/vscurl GET /api/virtshell/v1/tasks/{uuid}"),
+            |t| t.contains(r#""status":"sucess""#),
+        )
     };
     succeeded(&task(&sh(system, post)?)?)?;
     let refused = system.shell(post)?;
-    ensure!(!refused.success && refused.stdout.contains("instance Power_1 already exists"), "{}", refused.stdout);
+    ensure!(
+        !refused.success && refused.stdout.contains("instance Power_1 already exists"),
+        "{}",
+        refused.stdout
+    );
 
     let state = "hack/vscurl GET /virtshell/api/v1/instances/Power_1";
     let uuid = {
         let seen: Value = serde_json::from_str(&sh(system, state)?)?;
-        seen["uuid"].as_str().context("an instance has a uuid")?.to_owned()
+        seen["uuid"]
+            .as_str()
+            .context("an instance has a uuid")?
+            .to_owned()
     };
     for (verb, status) in [("stop", "stopped"), ("start", "running")] {
         let call = format!("hack/vscurl PUT /virtshell/api/v1/instances/{verb}_instance/Power_1");
         succeeded(&task(&sh(system, &call)?)?)?;
-        until(system, state, |seen| seen.contains(&format!(r#""status":"{status}""#)))?;
+        until(system, state, |seen| {
+            seen.contains(&format!(r#""status":"{status}""#))
+        })?;
     }
     let id = format!("virsh -c qemu:///system domid {uuid}");
     let before = sh(system, &id)?;
-    succeeded(&task(&sh(system, "hack/vscurl PUT /virtshell/api/v1/instances/restart_instance/Power_1")?)?)?;
+    succeeded(&task(&sh(
+        system,
+        "hack/vscurl PUT /virtshell/api/v1/instances/restart_instance/Power_1",
+    )?)?)?;
     ensure!(sh(system, &id)? != before, "a restart is a new domain process");
-    succeeded(&task(&sh(system, "hack/vscurl DELETE /virtshell/api/v1/instances/Power_1")?)?)?;
+    succeeded(&task(&sh(
+        system,
+        "hack/vscurl DELETE /virtshell/api/v1/instances/Power_1",
+    )?)?)?;
     let gone = system.shell(state)?;
-    ensure!(!gone.success && gone.stdout.contains("not found"), "{}", gone.stdout);
+    ensure!(
+        !gone.success && gone.stdout.contains("not found"),
+        "{}",
+        gone.stdout
+    );
     Ok(())
 }
 
@@ -196,7 +275,10 @@ fn a_paused_guest_stands_still_and_resumes() -> Result<()> {
     let state = format!("virsh -c qemu:///system domstate {domain}");
     for (wanted, seen) in [("Paused", "paused"), ("Running", "running")] {
         let patch = json!({"spec": {"powerState": wanted}}).to_string();
-        sh(system, &format!("kubectl -n virtshell patch vsi pause --type=merge -p '{patch}'"))?;
+        sh(
+            system,
+            &format!("kubectl -n virtshell patch vsi pause --type=merge -p '{patch}'"),
+        )?;
         until(system, &get("pause", ".status.powerState"), |s| s == wanted)?;
         ensure!(sh(system, &state)?.trim() == seen);
     }
@@ -206,30 +288,57 @@ fn a_paused_guest_stands_still_and_resumes() -> Result<()> {
 #[test]
 fn a_bad_image_is_named_with_its_cure_and_nothing_is_left() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    let image = |name: &str, spec: Value| {
-        json!({"apiVersion": "virtshell.io/v1alpha1", "kind": "Image", "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec})
-    };
+    let image = |name: &str, spec: Value| json!({"apiVersion": "virtshell.io/v1alpha1", "kind": "Image", "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec});
     // A port that nothing listens on would be a different error; the API server's own port answers TLS only.
     let url = sh(system, "printf %s $VIRTSHELL_URL")?;
-    let guest = sh(system, "kubectl -n virtshell get image debian-guest -o 'jsonpath={.spec.downloadUrl}'")?;
-    apply(system, &image("bad-404", json!({"type": "disk", "downloadUrl": format!("{url}/no-such-image.qcow2")})))?;
-    apply(system, &image("bad-sum", json!({"type": "disk", "downloadUrl": guest, "sha256": "0".repeat(64)})))?;
+    let guest = sh(
+        system,
+        "kubectl -n virtshell get image debian-guest -o 'jsonpath={.spec.downloadUrl}'",
+    )?;
+    apply(
+        system,
+        &image(
+            "bad-404",
+            json!({"type": "disk", "downloadUrl": format!("{url}/no-such-image.qcow2")}),
+        ),
+    )?;
+    apply(
+        system,
+        &image(
+            "bad-sum",
+            json!({"type": "disk", "downloadUrl": guest, "sha256": "0".repeat(64)}),
+        ),
+    )?;
     for (name, image, type_, words) in [
         ("bad-404", "bad-404", "ImageReady", "no-such-image.qcow2"),
         ("bad-sum", "bad-sum", "ImageReady", "sha256"),
-        ("bad-none", "no-such-image", "Accepted", "image no-such-image not found"),
+        (
+            "bad-none",
+            "no-such-image",
+            "Accepted",
+            "image no-such-image not found",
+        ),
     ] {
         apply(system, &instance(name, json!({"image": image})))?;
-        until(system, &condition(name, type_), |seen| seen.starts_with("False") && seen.to_lowercase().contains(words))
-            .with_context(|| name.to_owned())?;
+        until(system, &condition(name, type_), |seen| {
+            seen.starts_with("False") && seen.to_lowercase().contains(words)
+        })
+        .with_context(|| name.to_owned())?;
     }
     // It heals by itself when the reference appears.
-    apply(system, &image("no-such-image", json!({"type": "disk", "downloadUrl": guest})))?;
+    apply(
+        system,
+        &image("no-such-image", json!({"type": "disk", "downloadUrl": guest})),
+    )?;
     wait_ready(system, "bad-none")?;
     for name in ["bad-404", "bad-sum", "bad-none"] {
         remove(system, name)?;
     }
-    sh(system, "kubectl -n virtshell delete image bad-404 bad-sum no-such-image").map(drop)
+    sh(
+        system,
+        "kubectl -n virtshell delete image bad-404 bad-sum no-such-image",
+    )
+    .map(drop)
 }
 
 #[test]
@@ -246,24 +355,52 @@ fn a_foreign_domain_of_the_same_name_is_never_touched() -> Result<()> {
     std::fs::write(&file, foreign)?;
     let defined = format!("virsh -c qemu:///system define {}", file.display());
     // The agent repairs within moments: whoever is first holds the name, so try until the foreign one is.
-    until(system, &format!("virsh -c qemu:///system undefine {domain} >/dev/null 2>&1; {defined}"), |_| true)?;
+    until(
+        system,
+        &format!("virsh -c qemu:///system undefine {domain} >/dev/null 2>&1; {defined}"),
+        |_| true,
+    )?;
     let uuid = sh(system, &format!("virsh -c qemu:///system domuuid {domain}"))?;
-    let blocked = until(system, &condition("taken", "Ready"), |seen| seen.starts_with("False"))?;
-    ensure!(blocked.contains(&domain), "the condition names the domain: {blocked}");
-    until(system, &format!("kubectl get vsh {} -o 'jsonpath={{.status.foreignDomains[*].name}}'", system.host()), |names| {
-        names.contains(&domain)
+    let blocked = until(system, &condition("taken", "Ready"), |seen| {
+        seen.starts_with("False")
     })?;
+    ensure!(
+        blocked.contains(&domain),
+        "the condition names the domain: {blocked}"
+    );
+    until(
+        system,
+        &format!(
+            "kubectl get vsh {} -o 'jsonpath={{.status.foreignDomains[*].name}}'",
+            system.host()
+        ),
+        |names| names.contains(&domain),
+    )?;
     remove(system, "taken")?;
-    ensure!(sh(system, &format!("virsh -c qemu:///system domuuid {domain}"))? == uuid, "the foreign domain is still there");
+    ensure!(
+        sh(system, &format!("virsh -c qemu:///system domuuid {domain}"))? == uuid,
+        "the foreign domain is still there"
+    );
     sh(system, &format!("virsh -c qemu:///system undefine {domain}")).map(drop)
 }
 
 #[test]
 fn a_user_the_gateway_does_not_know_is_refused() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    let refused = system.shell("VIRTSHELL_SECRET_ACCESS_KEY=wrong hack/vscurl GET /virtshell/api/v1/instances")?;
-    ensure!(!refused.success && refused.stdout.contains("User not authenticated"), "{}", refused.stdout);
-    let root = sh(system, "VIRTSHELL_URL=$VIRTSHELL_ROOT_URL hack/vscurl GET /hosts/")?;
-    ensure!(root.contains(system.host()), "the bare root has its own listener: {root}");
+    let refused =
+        system.shell("VIRTSHELL_SECRET_ACCESS_KEY=wrong hack/vscurl GET /virtshell/api/v1/instances")?;
+    ensure!(
+        !refused.success && refused.stdout.contains("User not authenticated"),
+        "{}",
+        refused.stdout
+    );
+    let root = sh(
+        system,
+        "VIRTSHELL_URL=$VIRTSHELL_ROOT_URL hack/vscurl GET /hosts/",
+    )?;
+    ensure!(
+        root.contains(system.host()),
+        "the bare root has its own listener: {root}"
+    );
     Ok(())
 }
