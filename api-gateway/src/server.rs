@@ -61,7 +61,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         signal.cancel();
     });
-    serve(&args, client, listeners, ended).await
+    let (store, feeds) = Store::open(&client, &args.namespace);
+    serve(&args, store, listeners, ended).await?;
+    drop(feeds);
+    Ok(())
 }
 
 /// Addresses that are ours.
@@ -110,17 +113,16 @@ impl Listeners {
     }
 }
 
-/// Serves until `ended`.
+/// Serves what `store` holds until `ended`.
 ///
 /// # Errors
 /// When a listener fails.
 pub async fn serve(
     args: &Args,
-    client: Client,
+    store: Arc<Store>,
     listeners: Listeners,
     ended: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (store, feeds) = Store::open(&client, &args.namespace);
     let service = Service::new(store.clone());
     let authenticator = Arc::new(Authenticator::new(store.clone(), args.auth));
     let metrics = Arc::new(Metrics::default());
@@ -149,9 +151,7 @@ pub async fn serve(
         }
         anyhow::Ok(())
     };
-    within_drain(drained, &ended).await?;
-    drop(feeds);
-    Ok(())
+    within_drain(drained, &ended).await
 }
 
 async fn listen(listener: TcpListener, gateway: Gateway, ended: CancellationToken) -> anyhow::Result<()> {
@@ -191,6 +191,7 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// A client for the cluster of the configuration.
 async fn client(args: &Args) -> anyhow::Result<Client> {
     let mut config = match &args.kubeconfig {
         Some(path) => {

@@ -73,8 +73,8 @@ impl Service {
         name: &str,
         wanted: InstanceChange,
     ) -> Result<Arc<Task>, ServiceError> {
-        self.check_new_name::<Instance>(name)?;
         let permissions = checked_permissions(wanted.permissions.as_ref())?;
+        self.check_new_name::<Instance>(name)?;
         let environment = self.usable_environment(caller, wanted.environment.as_deref())?;
         let provisioner = self.usable_provisioner(caller, &wanted)?;
         let (owner, group) = self.ownership_of_new(caller, &wanted.ownership)?;
