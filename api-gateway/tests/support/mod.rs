@@ -332,6 +332,51 @@ impl World {
         }
     }
 
+    /// Merges into an object as kubectl would, and waits until the gateway knows.
+    pub async fn patch<K>(
+        &self,
+        cache: &virtshell_gateway::store::Collection<K>,
+        wire_name: &str,
+        patch: Value,
+    ) where
+        K: virtshell_gateway::store::Cached
+            + kube::Resource<Scope = kube::core::NamespaceResourceScope>
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned
+            + serde::Serialize,
+    {
+        let name = virtshell_crds::names::object_name(wire_name);
+        let patched = self
+            .api::<K>()
+            .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+        let version = patched.resource_version();
+        let seen = || {
+            cache
+                .by_object_name(&name)
+                .and_then(|object| object.resource_version())
+                == version
+        };
+        self.until("the patch is seen", seen).await;
+    }
+
+    /// Removes every fixture of a kind, and waits until the gateway knows.
+    pub async fn clear<K>(&self, seen: impl Fn() -> bool)
+    where
+        K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
+    {
+        let all = kube::api::ListParams::default();
+        self.api::<K>()
+            .delete_collection(&kube::api::DeleteParams::default(), &all)
+            .await
+            .unwrap();
+        self.until("the fixtures are gone", seen).await;
+    }
+
     /// An API of this world's namespace.
     pub fn api<K>(&self) -> Api<K>
     where

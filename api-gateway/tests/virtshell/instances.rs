@@ -528,81 +528,81 @@ fn checks_of_a_create_in_order() {
 #[test]
 fn what_an_instance_uses_must_be_allowed() {
     row(async |w| {
-        use virtshell_crds::{Environment, Image, Provisioner};
-        let merge = |patch: Value| Patch::Merge(json!({"spec": patch}));
-        let params = PatchParams::default();
         let body = json!({"name": "mine", "enviroment": "development", "provisioner": "all_backend", "driver": "lxc"});
-        let send = || w.send(&Request::new("POST", "B1/instances").by("demouser").body(&body));
-        let environments: Api<Environment> = w.api();
-        environments
-            .patch("development", &params, &merge(json!({"users": ["someone"]})))
-            .await
-            .unwrap();
-        w.until("refused", || send().status == 403).await;
+        let refused = || {
+            w.send(&Request::new("POST", "B1/instances").by("demouser").body(&body))
+                .error(403)
+        };
+        let environments = &w.store.environments;
+        w.patch(
+            environments,
+            "development",
+            json!({"spec": {"users": ["someone"]}}),
+        )
+        .await;
         assert_eq!(
-            send().error(403),
+            refused(),
             "User demouser is not allowed to use enviroment development"
         );
-        environments
-            .patch("development", &params, &merge(json!({"users": ["demouser"]})))
-            .await
-            .unwrap();
-        let provisioner = object_name("all_backend");
-        let provisioners: Api<Provisioner> = w.api();
-        provisioners
-            .patch(&provisioner, &params, &merge(json!({"permissions": "rwxrwx---"})))
-            .await
-            .unwrap();
-        w.until("refused for the provisioner", || {
-            send().error(403).ends_with("use provisioner all_backend")
-        })
+        w.patch(
+            environments,
+            "development",
+            json!({"spec": {"users": ["demouser"]}}),
+        )
         .await;
-        provisioners
-            .patch(&provisioner, &params, &merge(json!({"permissions": null})))
-            .await
-            .unwrap();
-        let images: Api<Image> = w.api();
-        images
-            .patch(
-                &object_name(UBUNTU),
-                &params,
-                &merge(json!({"permissions": "rwxrwx---"})),
-            )
-            .await
-            .unwrap();
-        w.until("refused for the image", || {
-            send().error(403).ends_with(&format!("use image {UBUNTU}"))
-        })
+        w.patch(
+            &w.store.provisioners,
+            "all_backend",
+            json!({"spec": {"permissions": "rwxrwx---"}}),
+        )
         .await;
+        assert_eq!(
+            refused(),
+            "User demouser is not allowed to use provisioner all_backend"
+        );
+        w.patch(
+            &w.store.provisioners,
+            "all_backend",
+            json!({"spec": {"permissions": null}}),
+        )
+        .await;
+        w.patch(
+            &w.store.images,
+            UBUNTU,
+            json!({"spec": {"permissions": "rwxrwx---"}}),
+        )
+        .await;
+        assert_eq!(
+            refused(),
+            format!("User demouser is not allowed to use image {UBUNTU}")
+        );
+        w.patch(
+            &w.store.images,
+            UBUNTU,
+            json!({"spec": {"permissions": "rwxrwxr--"}}),
+        )
+        .await;
+        w.send(&Request::new("POST", "B1/instances").by("demouser").body(&body))
+            .in_progress("create");
     });
 }
 
 #[test]
 fn dependencies_exist_and_do_not_wait_for_themselves() {
     row(async |w| {
-        use virtshell_crds::Provisioner;
-        let provisioners: Api<Provisioner> = w.api();
-        let depends = |on: &str| Patch::Merge(json!({"spec": {"depends": [{"provisioner": on}]}}));
-        let params = PatchParams::default();
-        provisioners
-            .patch(&object_name("all_backend"), &params, &depends("nope"))
-            .await
-            .unwrap();
+        let depends = |on: &str| json!({"spec": {"depends": [{"provisioner": on}]}});
         let message = || w.post("B1/instances", &b_inst()).error(400);
-        w.until("nope is missed", || message() == "provisioner nope not found")
+        w.patch(&w.store.provisioners, "all_backend", depends("nope"))
             .await;
-        provisioners
-            .patch(&object_name("all_backend"), &params, &depends("orders_admin"))
-            .await
-            .unwrap();
-        provisioners
-            .patch(&object_name("orders_admin"), &params, &depends("all_backend"))
-            .await
-            .unwrap();
-        w.until("the circle is seen", || {
-            message() == "Field depends: provisioner all_backend depends on itself"
-        })
-        .await;
+        assert_eq!(message(), "provisioner nope not found");
+        w.patch(&w.store.provisioners, "all_backend", depends("orders_admin"))
+            .await;
+        w.patch(&w.store.provisioners, "orders_admin", depends("all_backend"))
+            .await;
+        assert_eq!(
+            message(),
+            "Field depends: provisioner all_backend depends on itself"
+        );
     });
 }
 

@@ -6,10 +6,14 @@
 mod support;
 
 mod calls;
+mod enviroments;
+mod groups;
 mod hosts;
 mod images;
 mod instances;
 mod outage;
 mod protocol;
+mod provisioners;
+mod sections;
 mod tasks;
 mod users;

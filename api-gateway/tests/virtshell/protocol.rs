@@ -170,6 +170,10 @@ fn v_014_every_collection_lists_its_fixtures() {
             ("hosts", "fx-gp"),
             ("images", "ubuntu_server_14.04.2_amd64"),
             ("instances", "orders_colombia"),
+            ("sections", "development_co"),
+            ("enviroments", "development"),
+            ("provisioners", "all_backend"),
+            ("groups", "chemical_team"),
         ] {
             let list = w.get(&format!("B1/{collection}")).is(200, &json!({})).json();
             assert!(
@@ -224,6 +228,9 @@ fn v_027_the_other_header_and_date_and_a_path_without_version() {
         let mut request = Request::new("GET", "B1/hosts/fx-gp").header("Date", &date);
         request.signature_header = "Authorization";
         w.send(&request).is(200, &json!({"name": "fx-gp"}));
+        let mut documented = request.clone();
+        documented.path = "B1/provisioners/database_prov_pdn";
+        w.send(&documented).is(200, &json!({"name": "database_prov_pdn"}));
         w.send_raw("/api/virtshell/provisioners/database_prov_pdn", &request)
             .error(501);
     });

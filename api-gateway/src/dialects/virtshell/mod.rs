@@ -6,12 +6,16 @@
 
 mod answer;
 mod edge;
+mod enviroments;
 mod error;
+mod groups;
 mod hosts;
 mod images;
 mod instances;
 mod power;
+mod provisioners;
 mod routes;
+mod sections;
 mod selector;
 mod tasks;
 mod users;
