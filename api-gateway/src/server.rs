@@ -178,16 +178,23 @@ async fn within_drain(
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{address} is taken by another process: stop that one (`ss -ltnp 'sport = :{}'` names it), or choose \
-             another address with {flag}",
-            address.port()
-        ),
-        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!(
-            "{address} may not be listened on: choose a port above 1023 with {flag}, or allow it (CAP_NET_BIND_SERVICE)"
-        ),
-        _ => anyhow::anyhow!("{address} cannot be listened on ({error}): choose another address with {flag}"),
+    use std::io::ErrorKind::{AddrInUse, PermissionDenied};
+    TcpListener::bind(address).await.map_err(|error| {
+        let kind = error.kind();
+        if kind == AddrInUse {
+            let port = address.port();
+            anyhow::anyhow!(
+                "{address} is taken by another process: stop that one (`ss -ltnp 'sport = :{port}'` names it), or \
+                 choose another address with {flag}"
+            )
+        } else if kind == PermissionDenied {
+            anyhow::anyhow!(
+                "{address} may not be listened on: choose a port above 1023 with {flag}, or allow it \
+                 (CAP_NET_BIND_SERVICE)"
+            )
+        } else {
+            anyhow::anyhow!("{address} cannot be listened on ({error}): choose another address with {flag}")
+        }
     })
 }
 

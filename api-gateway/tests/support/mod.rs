@@ -85,7 +85,7 @@ impl<'a> Request<'a> {
     }
 
     pub fn text(mut self, body: &str) -> Self {
-        self.body = body.to_owned();
+        body.clone_into(&mut self.body);
         self
     }
 
@@ -243,7 +243,7 @@ impl World {
             "B4" => (self.main, "/api/v1"),
             _ => panic!("no base: {}", request.path),
         };
-        self.send_to(address, &format!("{base}{rest}"), request)
+        Self::send_to(address, &format!("{base}{rest}"), request)
     }
 
     /// Host and port of the main listener.
@@ -253,10 +253,10 @@ impl World {
 
     /// Sends a request to a target on the main listener that is below no base.
     pub fn send_raw(&self, target: &str, request: &Request<'_>) -> Reply {
-        self.send_to(self.main, target, request)
+        Self::send_to(self.main, target, request)
     }
 
-    fn send_to(&self, address: SocketAddr, target: &str, request: &Request<'_>) -> Reply {
+    fn send_to(address: SocketAddr, target: &str, request: &Request<'_>) -> Reply {
         let mut headers = request.headers.clone();
         let host = address.to_string();
         if let Some(user) = request.user {
@@ -291,10 +291,10 @@ impl World {
             request.method
         );
         for (name, value) in &headers {
-            text += &format!("{name}: {value}\r\n");
+            text.extend([name, ": ", value, "\r\n"]);
         }
         if !request.body.is_empty() || matches!(request.method, "POST" | "PUT") {
-            text += &format!("Content-Length: {}\r\n", request.body.len());
+            text.extend(["Content-Length: ", &request.body.len().to_string(), "\r\n"]);
         }
         text += "\r\n";
         let mut stream = TcpStream::connect(address).unwrap();

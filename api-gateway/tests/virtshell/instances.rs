@@ -272,7 +272,7 @@ fn v_107_the_driver_follows_the_image() {
         assert_eq!(
             created(w, "B2/instances", &with(&json!({"driver": null})))["driver"],
             "kvm"
-        )
+        );
     });
 }
 

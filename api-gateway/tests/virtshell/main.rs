@@ -2,6 +2,12 @@
 //!
 //! A test is named after its row (`v_001_...`); what has no row of its own stands beside the rows of its collection.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::too_many_lines,
+    reason = "a failed helper fails its test; a table is as long as it is"
+)]
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -9,7 +9,7 @@ use crate::support::{Request, row};
 fn v_001_empty_object_for_an_instance() {
     row(async |w| {
         w.post("B3/instance", &json!({}))
-            .exactly(400, &json!({"error": "Missing input for create instance"}))
+            .exactly(400, &json!({"error": "Missing input for create instance"}));
     });
 }
 
@@ -115,7 +115,7 @@ fn v_009_unknown_host() {
         assert_eq!(
             w.get("B1/hosts/no-such-host").error(404),
             "host no-such-host not found"
-        )
+        );
     });
 }
 

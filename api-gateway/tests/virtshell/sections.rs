@@ -10,7 +10,7 @@ fn b_sec() -> Value {
     json!({"name": "development_co", "description": "Collection of servers oriented to development team in colombia."})
 }
 
-/// Takes development_co away, together with what refers to it.
+/// Takes `development_co` away, together with what refers to it.
 async fn without_development_co(w: &World) {
     w.clear::<Instance>(|| w.store.instances.is_empty()).await;
     w.clear::<Environment>(|| w.store.environments.is_empty()).await;

@@ -80,7 +80,7 @@ fn v_119_v_120_by_status() {
 fn v_121_no_status() {
     row(async |w| {
         w.get("B0/tasks/status")
-            .exactly(400, &json!({"error": "missing status name parameter"}))
+            .exactly(400, &json!({"error": "missing status name parameter"}));
     });
 }
 

@@ -17,6 +17,7 @@ mod provisioners;
 mod routes;
 mod sections;
 mod selector;
+mod sizes;
 mod tasks;
 mod users;
 mod values;

@@ -9,7 +9,8 @@ use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::images::ownership;
-use super::values::{self, Fields, launch_value, one_reference, size_in_gb, wrong_type};
+use super::sizes::{self, size_in_gb};
+use super::values::{Fields, launch_value, one_reference, wrong_type};
 use super::view::{Common, common, non_empty, permissions};
 use crate::service::Verb;
 use crate::service::provisioners::ProvisionerChange;
@@ -74,8 +75,8 @@ fn change(fields: Fields<'_>) -> Result<ProvisionerChange, Rejection> {
         version: fields.string(&["version"])?,
         launch: fields.launch()?,
         cpus: fields.cpus()?,
-        memory_mib: fields.size("memory", values::PROVISIONER_MEMORY)?,
-        disk_mib: fields.size("hdsize", values::PROVISIONER_DISK)?,
+        memory_mib: fields.size("memory", sizes::PROVISIONER_MEMORY)?,
+        disk_mib: fields.size("hdsize", sizes::PROVISIONER_DISK)?,
         image: fields.reference(&["image"])?,
         driver: driver(fields)?,
         builder: builder.map(checked_builder).transpose()?,
