@@ -67,7 +67,7 @@ impl Metrics {
         self.durations.get_or_create(&labels).observe(took.as_secs_f64());
     }
 
-    /// All of it, in the OpenMetrics text format.
+    /// All of it, in the text format of `OpenMetrics`.
     ///
     /// # Errors
     /// When a value cannot be written.

@@ -29,7 +29,6 @@ pub struct Gateway {
 /// The service of one listener.
 ///
 /// Everything is one fallback: axum's own routing would answer what belongs to a dialect (405, HEAD through GET).
-#[must_use]
 pub fn router(gateway: Gateway) -> Router {
     Router::new().fallback(answer).with_state(Arc::new(gateway))
 }

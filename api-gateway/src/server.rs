@@ -61,7 +61,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         signal.cancel();
     });
-    serve(&args, client, listeners, ended).await
+    let (store, feeds) = Store::open(&client, &args.namespace);
+    serve(&args, store, listeners, ended).await?;
+    drop(feeds);
+    Ok(())
 }
 
 /// Addresses that are ours.
@@ -110,17 +113,16 @@ impl Listeners {
     }
 }
 
-/// Serves until `ended`.
+/// Serves what `store` holds until `ended`.
 ///
 /// # Errors
 /// When a listener fails.
 pub async fn serve(
     args: &Args,
-    client: Client,
+    store: Arc<Store>,
     listeners: Listeners,
     ended: CancellationToken,
 ) -> anyhow::Result<()> {
-    let (store, feeds) = Store::open(&client, &args.namespace);
     let service = Service::new(store.clone());
     let authenticator = Arc::new(Authenticator::new(store.clone(), args.auth));
     let metrics = Arc::new(Metrics::default());
@@ -149,9 +151,7 @@ pub async fn serve(
         }
         anyhow::Ok(())
     };
-    within_drain(drained, &ended).await?;
-    drop(feeds);
-    Ok(())
+    within_drain(drained, &ended).await
 }
 
 async fn listen(listener: TcpListener, gateway: Gateway, ended: CancellationToken) -> anyhow::Result<()> {
@@ -178,19 +178,27 @@ async fn within_drain(
 }
 
 async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => anyhow::anyhow!(
-            "{address} is taken by another process: stop that one (`ss -ltnp 'sport = :{}'` names it), or choose \
-             another address with {flag}",
-            address.port()
-        ),
-        std::io::ErrorKind::PermissionDenied => anyhow::anyhow!(
-            "{address} may not be listened on: choose a port above 1023 with {flag}, or allow it (CAP_NET_BIND_SERVICE)"
-        ),
-        _ => anyhow::anyhow!("{address} cannot be listened on ({error}): choose another address with {flag}"),
+    use std::io::ErrorKind::{AddrInUse, PermissionDenied};
+    TcpListener::bind(address).await.map_err(|error| {
+        let kind = error.kind();
+        if kind == AddrInUse {
+            let port = address.port();
+            anyhow::anyhow!(
+                "{address} is taken by another process: stop that one (`ss -ltnp 'sport = :{port}'` names it), or \
+                 choose another address with {flag}"
+            )
+        } else if kind == PermissionDenied {
+            anyhow::anyhow!(
+                "{address} may not be listened on: choose a port above 1023 with {flag}, or allow it \
+                 (CAP_NET_BIND_SERVICE)"
+            )
+        } else {
+            anyhow::anyhow!("{address} cannot be listened on ({error}): choose another address with {flag}")
+        }
     })
 }
 
+/// A client for the cluster of the configuration.
 async fn client(args: &Args) -> anyhow::Result<Client> {
     let mut config = match &args.kubeconfig {
         Some(path) => {

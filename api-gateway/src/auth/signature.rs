@@ -49,6 +49,13 @@ impl Signed<'_> {
         Some(mac)
     }
 
+    /// The signature that the holder of `secret` sends.
+    #[must_use]
+    pub fn sign(&self, secret: &str) -> String {
+        let mac = self.mac(secret).map(|mac| mac.finalize().into_bytes());
+        mac.map(|mac| LENIENT.encode(mac)).unwrap_or_default()
+    }
+
     /// Whether `signature` is that of the holder of `secret`, in constant time.
     #[must_use]
     pub fn is_signed_with(&self, secret: &str, signature: &str) -> bool {
@@ -140,6 +147,7 @@ mod tests {
                 date,
                 resource,
             };
+            assert_eq!(signed.sign(SECRET), signature, "{lines:?}");
             assert!(signed.is_signed_with(SECRET, signature), "{lines:?}");
             assert!(
                 signed.is_signed_with(SECRET, signature.trim_end_matches('=')),

@@ -72,7 +72,7 @@ impl Caller {
 #[must_use]
 pub fn groups_of(user: &User, store: &Store) -> Vec<String> {
     let mut groups = user.spec.groups.clone();
-    for group in store.groups.by_key(by::MEMBER, &user.wire_name()) {
+    for group in store.groups.by_key(by::MEMBER, user.wire_name()) {
         let name = group.wire_name().to_owned();
         if !groups.contains(&name) {
             groups.push(name);

@@ -116,7 +116,7 @@ impl Service {
             .store
             .instances
             .by_key(by::LAUNCH_PARENT, object_name(parent));
-        children.sort_by(|a, b| a.wire_name().cmp(&b.wire_name()));
+        children.sort_by(|a, b| a.wire_name().cmp(b.wire_name()));
         children
     }
 

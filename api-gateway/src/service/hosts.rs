@@ -96,7 +96,7 @@ impl Service {
         host: &Arc<Host>,
         change: HostChange,
     ) -> Result<(), ServiceError> {
-        keeps_name(change.name.as_ref(), &host.wire_name())?;
+        keeps_name(change.name.as_ref(), host.wire_name())?;
         let change = self.with_known_section(change)?;
         let decision = if change.section.is_some() {
             Decision::RestsOnRead
@@ -131,7 +131,7 @@ impl Service {
     #[must_use]
     pub fn instances_on(&self, host: &Host) -> Vec<Arc<Instance>> {
         let mut instances = self.store.instances.by_key(by::HOST, object_name(host));
-        instances.sort_by(|a, b| a.wire_name().cmp(&b.wire_name()));
+        instances.sort_by(|a, b| a.wire_name().cmp(b.wire_name()));
         instances
     }
 

@@ -95,7 +95,7 @@ impl Service {
         image: &Arc<Image>,
         mut change: ImageChange,
     ) -> Result<(), ServiceError> {
-        keeps_name(change.name.as_ref(), &image.wire_name())?;
+        keeps_name(change.name.as_ref(), image.wire_name())?;
         checked_permissions(change.permissions.as_ref())?;
         change.ownership = self.ownership_of_changed(caller, image.as_ref(), &change.ownership)?;
         self.change(caller, image, Decision::Stands, |image| {

@@ -73,8 +73,8 @@ impl Service {
         name: &str,
         wanted: InstanceChange,
     ) -> Result<Arc<Task>, ServiceError> {
-        self.check_new_name::<Instance>(name)?;
         let permissions = checked_permissions(wanted.permissions.as_ref())?;
+        self.check_new_name::<Instance>(name)?;
         let environment = self.usable_environment(caller, wanted.environment.as_deref())?;
         let provisioner = self.usable_provisioner(caller, &wanted)?;
         let (owner, group) = self.ownership_of_new(caller, &wanted.ownership)?;
@@ -187,7 +187,7 @@ impl Service {
         };
         let task = self.start_work(caller, &new_task_name(), work).await?;
         let deleted = self.store().instances.delete(instance.as_ref()).await;
-        deleted.map_err(|error| ServiceError::of_write(error, Kind::Instance, &name))?;
+        deleted.map_err(|error| ServiceError::of_write(error, Kind::Instance, name))?;
         Ok(task)
     }
 
@@ -221,7 +221,7 @@ impl Service {
             caller,
             Verb::Use,
             Kind::Environment,
-            &environment.wire_name(),
+            environment.wire_name(),
         ))
     }
 
@@ -261,13 +261,10 @@ impl Service {
             spec.image = Some(image.wire_name().to_owned());
         }
         let name = image.as_ref().map(|image| image.wire_name());
-        let named = image
-            .as_ref()
-            .zip(name.as_deref())
-            .map(|(image, name)| NamedImage {
-                name,
-                spec: &image.spec,
-            });
+        let named = image.as_ref().zip(name).map(|(image, name)| NamedImage {
+            name,
+            spec: &image.spec,
+        });
         let resolved = resolve::resolve(spec, from, named, &BTreeMap::new())?;
         Ok(resolved.driver.unwrap_or(Driver::Kvm))
     }

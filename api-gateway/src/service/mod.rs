@@ -7,6 +7,7 @@
 
 mod caller;
 pub mod effective;
+pub mod environments;
 mod error;
 pub mod groups;
 pub mod hosts;
@@ -18,6 +19,8 @@ pub mod objects;
 pub mod permissions;
 pub mod placement;
 pub mod power;
+pub mod provisioners;
+pub mod sections;
 pub mod selection;
 pub mod tasks;
 pub mod users;

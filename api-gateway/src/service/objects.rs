@@ -123,7 +123,7 @@ impl Service {
                     Ok(_) | Err(StoreError::NotFound) => {}
                     Err(error) => return Err(ServiceError::of_write(error, K::KIND, name)),
                 },
-                made => return made.map_err(|error| ServiceError::of_write(error, K::KIND, name)),
+                outcome => return outcome.map_err(|error| ServiceError::of_write(error, K::KIND, name)),
             }
         }
         Err(exists::<K>(name))
@@ -182,7 +182,7 @@ impl Service {
         objects
             .delete(object)
             .await
-            .map_err(|error| ServiceError::of_write(error, K::KIND, &name))?;
+            .map_err(|error| ServiceError::of_write(error, K::KIND, name))?;
         if objects.is_gone(uid(object), DELETION_PATIENCE).await {
             return Ok(());
         }
@@ -222,7 +222,7 @@ impl Service {
             .guarded()
             .and_then(|guarded| guarded.owner.map(str::to_owned));
         if !caller.is_system && current.as_deref() != Some(&caller.name) {
-            return Err(forbidden(caller, Verb::Update, K::KIND, &object.wire_name()));
+            return Err(forbidden(caller, Verb::Update, K::KIND, object.wire_name()));
         }
         let owner = match &wanted.owner {
             Some(owner) => Some(self.reference::<User>(owner)?.wire_name().to_owned()),
@@ -327,7 +327,7 @@ pub(super) fn permit<K: Managed>(caller: &Caller, verb: Verb, object: &K) -> Res
     if may(caller, verb, Some(object)) {
         return Ok(());
     }
-    Err(forbidden(caller, verb, K::KIND, &object.wire_name()))
+    Err(forbidden(caller, verb, K::KIND, object.wire_name()))
 }
 
 pub(super) fn forbidden(caller: &Caller, verb: Verb, kind: Kind, name: &str) -> ServiceError {

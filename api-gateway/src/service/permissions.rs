@@ -2,7 +2,7 @@
 //!
 //! Inside a triplet the letters decide, not their position: `xwr` and `rwx` are the same.
 
-use virtshell_crds::{DEFAULT_PERMISSIONS, words};
+use virtshell_crds::words;
 
 use super::caller::Caller;
 
@@ -24,6 +24,20 @@ pub struct Permissions {
     group: Triplet,
     others: Triplet,
 }
+
+/// What an object permits that says nothing: everything to everybody.
+const EVERYTHING: Permissions = {
+    let all = Triplet {
+        read: true,
+        write: true,
+        execute: true,
+    };
+    Permissions {
+        owner: all,
+        group: all,
+        others: all,
+    }
+};
 
 /// An object with permissions, as the decision sees it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,10 +102,8 @@ pub fn allows(object: &Guarded<'_>, caller: &Caller, right: Right) -> bool {
     if caller.is_system {
         return true;
     }
-    let default = || parse(DEFAULT_PERMISSIONS).expect("the default is a permission string");
-    let permissions = object
-        .permissions
-        .map_or_else(default, |text| parse(text).unwrap_or_else(|_| default()));
+    let parsed = object.permissions.map(parse);
+    let permissions = parsed.and_then(Result::ok).unwrap_or(EVERYTHING);
     let class = if object.owner.is_some_and(|owner| owner == caller.name) {
         permissions.owner
     } else if object.group.is_some_and(|group| caller.is_member_of(group)) {
@@ -109,6 +121,11 @@ pub fn allows(object: &Guarded<'_>, caller: &Caller, right: Right) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_default_string_is_everything() {
+        assert_eq!(parse(virtshell_crds::DEFAULT_PERMISSIONS), Ok(EVERYTHING));
+    }
 
     fn rights(t: Triplet) -> String {
         [(t.read, 'r'), (t.write, 'w'), (t.execute, 'x')]

@@ -41,7 +41,7 @@ impl Service {
     /// Hosts that name this section, by name.
     #[must_use]
     pub fn hosts_of(&self, section: &Section) -> Vec<Arc<Host>> {
-        let mut hosts = self.store.hosts.by_key(by::CONTAINER, &section.wire_name());
+        let mut hosts = self.store.hosts.by_key(by::CONTAINER, section.wire_name());
         if object_name(section) != section.wire_name() {
             // A spec may say metadata.name, unless that is another section's wire name.
             let others = self.store.hosts.by_key(by::CONTAINER, object_name(section));
@@ -54,7 +54,7 @@ impl Service {
                 named.is_some_and(|named| named.metadata.uid == section.metadata.uid)
             }));
         }
-        hosts.sort_by(|a, b| a.wire_name().cmp(&b.wire_name()));
+        hosts.sort_by(|a, b| a.wire_name().cmp(b.wire_name()));
         hosts
     }
 

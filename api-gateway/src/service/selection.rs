@@ -100,7 +100,7 @@ impl Service {
             Selector::Name(name) => *name == instance.wire_name() || is_uuid(name),
             Selector::Matching(patterns) => patterns
                 .iter()
-                .any(|pattern| matches(pattern, &instance.wire_name())),
+                .any(|pattern| matches(pattern, instance.wire_name())),
             Selector::Tag(tag) => self.tags(instance).iter().any(|t| t == tag),
             Selector::Address(address) => has_address(instance, address),
         }

@@ -352,7 +352,7 @@ fn next_status(present: &TaskStatus, progress: &Progress, now: Time) -> Value {
     history.drain(..surplus);
     let state = progress.state.or(present.state).unwrap_or_default();
     // A new state without a finer word leaves the old word behind.
-    let stage = progress.stage.clone().unwrap_or_else(|| {
+    let word = progress.stage.clone().unwrap_or_else(|| {
         if progress.state.is_some() {
             String::new()
         } else {
@@ -361,7 +361,7 @@ fn next_status(present: &TaskStatus, progress: &Progress, now: Time) -> Value {
     });
     json!({
         "state": state,
-        "stage": stage,
+        "stage": word,
         "log": progress.log.as_ref().unwrap_or(&present.log),
         "lastUpdate": now,
         "finishedAt": is_finished(state).then_some(now),

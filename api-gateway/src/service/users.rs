@@ -95,7 +95,7 @@ impl Service {
         if caller.is_system || caller.uid == uid(user) {
             return Ok(());
         }
-        Err(forbidden(caller, Verb::Update, Kind::User, &user.wire_name()))
+        Err(forbidden(caller, Verb::Update, Kind::User, user.wire_name()))
     }
 
     /// Changes a user.
@@ -146,7 +146,7 @@ impl Service {
         if let Some(secret) = self.store().secrets.by_object_name(&user.credentials_secret()) {
             match self.store().secrets.delete(secret.as_ref()).await {
                 Ok(()) | Err(StoreError::NotFound) => {}
-                Err(error) => return Err(ServiceError::of_write(error, Kind::User, &user.wire_name())),
+                Err(error) => return Err(ServiceError::of_write(error, Kind::User, user.wire_name())),
             }
         }
         Ok(())
@@ -190,7 +190,7 @@ impl Service {
         stay: &[String],
     ) -> Result<(), ServiceError> {
         let name = user.wire_name();
-        for group in self.store().groups.by_key(by::MEMBER, &name) {
+        for group in self.store().groups.by_key(by::MEMBER, name) {
             if stay.iter().any(|g| *g == group.wire_name()) {
                 continue;
             }

@@ -9,7 +9,7 @@ use super::index::{Cached, Index, Source};
 
 /// How long a removed uid is remembered.
 // An answer to a write of ours arrives within the request's deadline (see `super::collection`), which is shorter.
-const REMEMBER_REMOVALS: Duration = Duration::from_secs(60);
+const REMEMBER_REMOVALS: Duration = Duration::from_mins(1);
 /// Errors further apart than this are two disconnections: the feed tries again at least every 2 s.
 const QUIET: Duration = Duration::from_secs(6);
 

@@ -149,11 +149,11 @@ async fn bounded<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, St
 
 fn classify(error: Error) -> StoreError {
     let Error::Api(status) = &error else {
-        return match error {
-            Error::SerdeError(_) | Error::BuildRequest(_) => StoreError::Unexpected(Box::new(error)),
-            // What is left is the way to the API server.
-            other => StoreError::Unreachable(Some(Box::new(other))),
-        };
+        if matches!(error, Error::SerdeError(_) | Error::BuildRequest(_)) {
+            return StoreError::Unexpected(Box::new(error));
+        }
+        // What is left is the way to the API server.
+        return StoreError::Unreachable(Some(Box::new(error)));
     };
     match (status.code, status.reason.as_str()) {
         (404, _) => StoreError::NotFound,

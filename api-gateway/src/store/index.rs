@@ -153,8 +153,10 @@ impl<K: Cached> Index<K> {
 
     /// Drops the memory of removals made before `at`.
     pub fn forget_removals(&mut self, at: u64) {
-        while let Some((_, uid)) = self.removals.pop_front_if(|(when, _)| *when < at) {
-            self.removed.remove(&uid);
+        while self.removals.front().is_some_and(|(when, _)| *when < at) {
+            if let Some((_, uid)) = self.removals.pop_front() {
+                self.removed.remove(&uid);
+            }
         }
     }
 

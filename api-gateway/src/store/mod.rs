@@ -37,7 +37,7 @@ pub mod by {
     pub const CONTAINER: &str = "container";
     /// Instances by `metadata.name` of their launch parent.
     pub const LAUNCH_PARENT: &str = "launch-parent";
-    /// TaskAssignments by uid of their Task.
+    /// `TaskAssignments` by uid of their Task.
     pub const TASK: &str = "task";
     /// Groups by the users they name, users by the groups they name.
     pub const MEMBER: &str = "member";

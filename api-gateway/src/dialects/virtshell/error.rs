@@ -124,12 +124,11 @@ impl Rejection {
             return response;
         }
         let message = self.message();
-        let body = match &self {
-            // The one documented error that says more.
-            Self::Service(ServiceError::NoHost(_)) => {
-                json!({"error": message, "create": "error", "reason": message})
-            }
-            _ => json!({"error": message}),
+        // The one documented error that says more.
+        let body = if matches!(self, Self::Service(ServiceError::NoHost(_))) {
+            json!({"error": message, "create": "error", "reason": message})
+        } else {
+            json!({"error": message})
         };
         json_response(self.status(), &body)
     }
@@ -255,6 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one table")]
     fn the_exact_messages_of_the_contract() {
         let host = || "h".to_owned();
         for (rejection, status, message) in [

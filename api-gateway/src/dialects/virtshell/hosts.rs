@@ -6,7 +6,8 @@ use virtshell_crds::Host;
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
-use super::values::{self, Fields, size_text};
+use super::sizes::{self, size_text};
+use super::values::Fields;
 use super::view::{Common, NameAndId, common, non_empty, uuid};
 use crate::service::hosts::HostChange;
 use crate::service::{Service, Verb};
@@ -55,8 +56,8 @@ fn change(fields: Fields<'_>) -> Result<HostChange, Rejection> {
     Ok(HostChange {
         name: fields.string(&["name"])?,
         os: fields.string(&["os"])?,
-        memory_mib: fields.size("memory", values::HOST_MEMORY)?,
-        disk_mib: fields.size("capacity", values::HOST_CAPACITY)?,
+        memory_mib: fields.size("memory", sizes::HOST_MEMORY)?,
+        disk_mib: fields.size("capacity", sizes::HOST_CAPACITY)?,
         enabled: fields.boolean("enabled")?,
         host_type: fields.host_type("type")?,
         local_ipv4: fields.ipv4(&["local_ipv4", "ip"], false)?,

@@ -10,7 +10,8 @@ use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::images::ownership;
-use super::values::{self, Fields, launch_value, size_text, wrong_type};
+use super::sizes::{self, size_text};
+use super::values::{Fields, launch_value, wrong_type};
 use super::view::{Common, common, non_empty, permissions};
 use crate::service::instances::{InstanceChange, Vars};
 use crate::service::{Field, Kind, Service, ServiceError, Verb, names};
@@ -85,9 +86,9 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
 fn change(fields: Fields<'_>) -> Result<InstanceChange, Rejection> {
     let driver = fields.driver()?;
     let host_type = fields.host_type("host_type")?;
-    let memory_mib = fields.size("memory", values::INSTANCE_MEMORY)?;
+    let memory_mib = fields.size("memory", sizes::INSTANCE_MEMORY)?;
     let cpus = fields.cpus()?;
-    let disk_mib = fields.size("hdsize", values::INSTANCE_DISK)?;
+    let disk_mib = fields.size("hdsize", sizes::INSTANCE_DISK)?;
     let launch = fields.launch()?;
     Ok(InstanceChange {
         name: fields.string(&["name"])?,

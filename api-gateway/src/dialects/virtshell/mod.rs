@@ -6,13 +6,18 @@
 
 mod answer;
 mod edge;
+mod enviroments;
 mod error;
+mod groups;
 mod hosts;
 mod images;
 mod instances;
 mod power;
+mod provisioners;
 mod routes;
+mod sections;
 mod selector;
+mod sizes;
 mod tasks;
 mod users;
 mod values;

@@ -9,7 +9,10 @@ use futures::future::BoxFuture;
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
-use super::{hosts, images, instances, missing_name, missing_uuid, power, tasks, users};
+use super::{
+    enviroments, groups, hosts, images, instances, missing_name, missing_uuid, power, provisioners, sections,
+    tasks, users,
+};
 use crate::service::Kind;
 
 /// Base paths on the main listener; the root listener has the empty one too.
@@ -24,8 +27,12 @@ pub const BASES: [&str; 4] = [
 pub const COLLECTIONS: &[(&str, &[&str])] = &[
     ("hosts", &["host"]),
     ("images", &["image"]),
+    ("sections", &["section", "partitions", "partition"]),
+    ("enviroments", &["enviroment", "environments", "environment"]),
+    ("provisioners", &["provisioner"]),
     ("instances", &["instance"]),
     ("tasks", &["task"]),
+    ("groups", &["group"]),
     ("users", &["user"]),
 ];
 
@@ -88,6 +95,57 @@ pub const ROUTES: &[Route] = routes! {
     PUT    "/images/:name"    Input::Update(Kind::Image)     => images::update;
     DELETE "/images/:name"    Input::None                    => images::delete;
 
+    GET    "/sections"            Input::None                       => sections::list;
+    POST   "/sections"            Input::Create(Kind::Section)      => sections::create;
+    PUT    "/sections"            Input::None                       => missing_name;
+    DELETE "/sections"            Input::None                       => missing_name;
+    GET    "/sections/:name"      Input::None                       => sections::get;
+    POST   "/sections/:name"      Input::Create(Kind::Section)      => sections::create;
+    PUT    "/sections/:name"      Input::Update(Kind::Section)      => sections::update;
+    DELETE "/sections/:name"      Input::None                       => sections::delete;
+    GET    "/sections/:name/hosts"           Input::None     => sections::hosts;
+    PUT    "/sections/:name/host/:hostname"  Input::None     => sections::add_host;
+    POST   "/sections/:name/host/:hostname"  Input::None     => sections::add_host;
+    PUT    "/sections/:name/hosts/:hostname" Input::None     => sections::add_host;
+    POST   "/sections/:name/hosts/:hostname" Input::None     => sections::add_host;
+
+    POST   "/enviroments/add_host"              Input::Optional => enviroments::add_hosts;
+    POST   "/enviroments/add_host/:name"        Input::Optional => enviroments::add_hosts;
+    POST   "/enviroments/add_hosts"             Input::Optional => enviroments::add_hosts;
+    POST   "/enviroments/add_hosts/:name"       Input::Optional => enviroments::add_hosts;
+    POST   "/enviroments/:name/add_host"        Input::Optional => enviroments::add_hosts;
+    POST   "/enviroments/:name/add_hosts"       Input::Optional => enviroments::add_hosts;
+    POST   "/enviroments/:name/host/:hostname"  Input::None     => enviroments::add_host;
+    POST   "/enviroments/:name/hosts/:hostname" Input::None     => enviroments::add_host;
+    PUT    "/enviroments/add_host"              Input::Optional => enviroments::add_hosts;
+    PUT    "/enviroments/add_host/:name"        Input::Optional => enviroments::add_hosts;
+    PUT    "/enviroments/add_hosts"             Input::Optional => enviroments::add_hosts;
+    PUT    "/enviroments/add_hosts/:name"       Input::Optional => enviroments::add_hosts;
+    PUT    "/enviroments/:name/add_host"        Input::Optional => enviroments::add_hosts;
+    PUT    "/enviroments/:name/add_hosts"       Input::Optional => enviroments::add_hosts;
+    PUT    "/enviroments/:name/host/:hostname"  Input::None     => enviroments::add_host;
+    PUT    "/enviroments/:name/hosts/:hostname" Input::None     => enviroments::add_host;
+    GET    "/enviroments/:name/hosts"           Input::None     => enviroments::hosts;
+    GET    "/enviroments/:name/section"         Input::None     => enviroments::section;
+    GET    "/enviroments/:name/partition"       Input::None     => enviroments::section;
+    GET    "/enviroments"         Input::None                       => enviroments::list;
+    POST   "/enviroments"         Input::Create(Kind::Environment)  => enviroments::create;
+    PUT    "/enviroments"         Input::None                       => missing_name;
+    DELETE "/enviroments"         Input::None                       => missing_name;
+    GET    "/enviroments/:name"   Input::None                       => enviroments::get;
+    POST   "/enviroments/:name"   Input::Create(Kind::Environment)  => enviroments::create;
+    PUT    "/enviroments/:name"   Input::Update(Kind::Environment)  => enviroments::update;
+    DELETE "/enviroments/:name"   Input::None                       => enviroments::delete;
+
+    GET    "/provisioners"        Input::None                       => provisioners::list;
+    POST   "/provisioners"        Input::Create(Kind::Provisioner)  => provisioners::create;
+    PUT    "/provisioners"        Input::None                       => missing_name;
+    DELETE "/provisioners"        Input::None                       => missing_name;
+    GET    "/provisioners/:name"  Input::None                       => provisioners::get;
+    POST   "/provisioners/:name"  Input::Create(Kind::Provisioner)  => provisioners::create;
+    PUT    "/provisioners/:name"  Input::Update(Kind::Provisioner)  => provisioners::update;
+    DELETE "/provisioners/:name"  Input::None                       => provisioners::delete;
+
     POST   "/instances/start_instance"          Input::Optional => power::start;
     PUT    "/instances/start_instance"          Input::Optional => power::start;
     POST   "/instances/start_instance/:name"    Input::Optional => power::start;
@@ -119,6 +177,15 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/tasks/:uuid"          Input::None               => tasks::get;
     PUT    "/tasks/:uuid"          Input::Update(Kind::Task) => tasks::update;
     DELETE "/tasks/:uuid"          Input::None               => tasks::delete;
+
+    GET    "/groups"              Input::None                       => groups::list;
+    POST   "/groups"              Input::Create(Kind::Group)        => groups::create;
+    PUT    "/groups"              Input::None                       => missing_name;
+    DELETE "/groups"              Input::None                       => missing_name;
+    GET    "/groups/:name"        Input::None                       => groups::get;
+    POST   "/groups/:name"        Input::Create(Kind::Group)        => groups::create;
+    PUT    "/groups/:name"        Input::Update(Kind::Group)        => groups::update;
+    DELETE "/groups/:name"        Input::None                       => groups::delete;
 
     GET    "/users"           Input::None                    => users::list;
     POST   "/users"           Input::Create(Kind::User)      => users::create;
@@ -171,7 +238,11 @@ fn captures(path: &str, collection: &str, rest: &[String]) -> Option<Vec<String>
     if parts.next() != Some(collection) {
         return None;
     }
-    let kind = (collection == "instances").then_some(Kind::Instance);
+    let kind = match collection {
+        "instances" => Some(Kind::Instance),
+        "enviroments" => Some(Kind::Environment),
+        _ => None,
+    };
     let mut captures = Vec::new();
     let mut rest = rest.iter();
     for part in parts {

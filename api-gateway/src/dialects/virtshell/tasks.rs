@@ -50,13 +50,12 @@ pub async fn missing_status(_: Call) -> Result<Answer, Rejection> {
 
 /// A task by its uuid; where a status stands instead, the tasks that have it.
 pub async fn get(call: Call) -> Result<Answer, Rejection> {
-    match filter(call.id()) {
-        Filter::Nothing => {
-            let task = call.service.permitted_task(&call.caller, Verb::Read, call.id())?;
-            Ok(Answer::ok(&view(&call.service, &task)))
-        }
-        filter => Ok(answer_list(&call, Some(&filter))),
+    let filter = filter(call.id());
+    if filter != Filter::Nothing {
+        return Ok(answer_list(&call, Some(&filter)));
     }
+    let task = call.service.permitted_task(&call.caller, Verb::Read, call.id())?;
+    Ok(Answer::ok(&view(&call.service, &task)))
 }
 
 pub async fn create(call: Call) -> Result<Answer, Rejection> {
@@ -117,10 +116,10 @@ fn progress(fields: Fields<'_>) -> Result<Progress, Rejection> {
         ),
         None => None,
     };
-    let (state, stage) = status.unzip();
+    let (state, word) = status.unzip();
     Ok(Progress {
         state,
-        stage: stage.flatten().map(str::to_owned),
+        stage: word.flatten().map(str::to_owned),
         log: fields.string(&["log"])?,
     })
 }

@@ -1,0 +1,179 @@
+//! `/enviroments`: where instances are created.
+
+use serde::Serialize;
+use serde_json::json;
+use virtshell_crds::{Environment, Host};
+
+use super::answer::Answer;
+use super::edge::Call;
+use super::error::Rejection;
+use super::values::Fields;
+use super::view::{Common, common};
+use crate::service::environments::EnvironmentChange;
+use crate::service::{Service, Verb};
+use crate::store::Cached;
+
+pub async fn list(call: Call) -> Result<Answer, Rejection> {
+    let environments = call.service.visible::<Environment>(&call.caller);
+    let views: Vec<View> = environments
+        .iter()
+        .map(|environment| view(&call.service, environment))
+        .collect();
+    Ok(Answer::list("enviroments", &views))
+}
+
+pub async fn get(call: Call) -> Result<Answer, Rejection> {
+    let environment = call
+        .service
+        .permitted::<Environment>(&call.caller, Verb::Read, call.id())?;
+    Ok(Answer::ok(&view(&call.service, &environment)))
+}
+
+/// Names of eligible hosts.
+pub async fn hosts(call: Call) -> Result<Answer, Rejection> {
+    let environment = call
+        .service
+        .permitted::<Environment>(&call.caller, Verb::Read, call.id())?;
+    let hosts = call.service.eligible_hosts(&environment);
+    let names: Vec<&str> = hosts.iter().map(|host| host.wire_name()).collect();
+    Ok(Answer::ok(&json!({"hosts": names})))
+}
+
+pub async fn section(call: Call) -> Result<Answer, Rejection> {
+    let environment = call
+        .service
+        .permitted::<Environment>(&call.caller, Verb::Read, call.id())?;
+    let section = view(&call.service, &environment).section;
+    Ok(Answer::ok(&json!({"section": section, "partition": section})))
+}
+
+pub async fn create(call: Call) -> Result<Answer, Rejection> {
+    call.service.permit_create::<Environment>(&call.caller)?;
+    let name = call.new_name(&["name"])?;
+    call.service
+        .create_environment(&call.caller, &name, change(call.fields())?)
+        .await?;
+    Ok(Answer::success("create"))
+}
+
+pub async fn update(call: Call) -> Result<Answer, Rejection> {
+    let environment = call
+        .service
+        .permitted::<Environment>(&call.caller, Verb::Update, call.id())?;
+    call.service
+        .update_environment(&call.caller, &environment, change(call.fields())?)
+        .await?;
+    Ok(Answer::success("update"))
+}
+
+pub async fn delete(call: Call) -> Result<Answer, Rejection> {
+    let environment = call
+        .service
+        .permitted::<Environment>(&call.caller, Verb::Delete, call.id())?;
+    call.service.delete_environment(&environment).await?;
+    Ok(Answer::success("delete"))
+}
+
+/// `add_host` with the enviroment in the path or in the body, and the hosts in the body.
+pub async fn add_hosts(call: Call) -> Result<Answer, Rejection> {
+    let in_path = match call.captures.first() {
+        Some(name) => Some(
+            call.service
+                .permitted::<Environment>(&call.caller, Verb::Update, name)?,
+        ),
+        None => None,
+    };
+    let fields = call.fields();
+    let in_body = fields.reference(&["enviroment", "environment", "name"])?;
+    let environment = match (in_path, in_body) {
+        (Some(path), Some(body))
+            if path.wire_name() != body && path.metadata.uid.as_deref() != Some(&body) =>
+        {
+            return Err(Rejection::invalid(
+                "enviroment",
+                "differs from the name in the path",
+            ));
+        }
+        (Some(path), _) => path,
+        (None, Some(body)) => {
+            // Who may not change any may not learn which there are.
+            call.service.permit_create::<Environment>(&call.caller)?;
+            call.service.reference::<Environment>(&body)?
+        }
+        (None, None) => return Err(Rejection::MissingField("enviroment")),
+    };
+    let hosts = fields
+        .references(&["hosts", "host"])?
+        .ok_or(Rejection::MissingField("hosts"))?;
+    call.service.add_hosts(&call.caller, &environment, &hosts).await?;
+    Ok(added())
+}
+
+/// One host, named in the path.
+pub async fn add_host(call: Call) -> Result<Answer, Rejection> {
+    let host = call.service.find::<Host>(&call.captures[1]);
+    let environment = call.service.find::<Environment>(call.id())?;
+    let host = host?.wire_name().to_owned();
+    call.service
+        .permitted::<Environment>(&call.caller, Verb::Update, call.id())?;
+    call.service
+        .add_hosts(&call.caller, &environment, &[host])
+        .await?;
+    Ok(added())
+}
+
+fn added() -> Answer {
+    Answer::ok(&json!({"add_host": "success", "add_hosts": "success"}))
+}
+
+fn change(fields: Fields<'_>) -> Result<EnvironmentChange, Rejection> {
+    Ok(EnvironmentChange {
+        name: fields.string(&["name"])?,
+        description: fields.string(&["description"])?,
+        users: fields.references(&["users"])?,
+        section: fields.reference(&["section", "partition"])?,
+        hosts: fields.references(&["hosts"])?,
+    })
+}
+
+#[derive(Serialize)]
+struct Login {
+    login: String,
+}
+
+#[derive(Serialize)]
+struct View {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    users: Vec<Login>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    section: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hosts: Vec<String>,
+    #[serde(flatten)]
+    common: Common,
+}
+
+fn view(service: &Service, environment: &Environment) -> View {
+    let section = service
+        .section_of(environment)
+        .map(|section| section.wire_name().to_owned());
+    let section = section.or_else(|| environment.spec.section.clone());
+    View {
+        name: environment.wire_name().to_owned(),
+        description: environment.spec.description.clone(),
+        users: environment
+            .spec
+            .users
+            .iter()
+            .map(|login| Login { login: login.clone() })
+            .collect(),
+        partition: section.clone(),
+        section,
+        hosts: environment.spec.hosts.clone(),
+        common: common(environment),
+    }
+}

@@ -1,0 +1,216 @@
+//! `/provisioners`: how instances are built.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use virtshell_crds::provisioner::ProvisionerDriver;
+use virtshell_crds::{Dependency, Provisioner};
+
+use super::answer::Answer;
+use super::edge::Call;
+use super::error::Rejection;
+use super::images::ownership;
+use super::sizes::{self, size_in_gb};
+use super::values::{Fields, launch_value, one_reference, wrong_type};
+use super::view::{Common, common, non_empty, permissions};
+use crate::service::Verb;
+use crate::service::provisioners::ProvisionerChange;
+use crate::store::Cached;
+
+pub async fn list(call: Call) -> Result<Answer, Rejection> {
+    let provisioners = call.service.visible::<Provisioner>(&call.caller);
+    let views: Vec<View> = provisioners.iter().map(|provisioner| view(provisioner)).collect();
+    Ok(Answer::list("provisioners", &views))
+}
+
+pub async fn get(call: Call) -> Result<Answer, Rejection> {
+    let provisioner = call
+        .service
+        .permitted::<Provisioner>(&call.caller, Verb::Read, call.id())?;
+    Ok(Answer::ok(&view(&provisioner)))
+}
+
+pub async fn create(call: Call) -> Result<Answer, Rejection> {
+    call.service.permit_create::<Provisioner>(&call.caller)?;
+    let name = call.new_name(&["name"])?;
+    call.service
+        .create_provisioner(&call.caller, &name, change(call.fields())?)
+        .await?;
+    Ok(Answer::success("create"))
+}
+
+pub async fn update(call: Call) -> Result<Answer, Rejection> {
+    let provisioner = call
+        .service
+        .permitted::<Provisioner>(&call.caller, Verb::Update, call.id())?;
+    call.service
+        .update_provisioner(&call.caller, &provisioner, change(call.fields())?)
+        .await?;
+    Ok(Answer::success("update"))
+}
+
+pub async fn delete(call: Call) -> Result<Answer, Rejection> {
+    let provisioner = call
+        .service
+        .permitted::<Provisioner>(&call.caller, Verb::Delete, call.id())?;
+    call.service.delete_provisioner(&provisioner).await?;
+    Ok(Answer::success("delete"))
+}
+
+fn change(fields: Fields<'_>) -> Result<ProvisionerChange, Rejection> {
+    let builder = fields.text(&["builder", "repository"])?;
+    let executor = match (
+        fields.text(&["executor"])?,
+        fields.text(&["how_to_run"])?,
+        &builder,
+    ) {
+        (Some(executor), _, _) => Some(executor),
+        // The older form: an interpreter, and the file that the builder's URL names.
+        (None, Some(how), Some(url)) => Some(format!("{how} {}", base_name(url))),
+        (None, Some(how), None) => Some(how),
+        (None, None, _) => None,
+    };
+    Ok(ProvisionerChange {
+        name: fields.string(&["name"])?,
+        description: fields.string(&["description"])?,
+        version: fields.string(&["version"])?,
+        launch: fields.launch()?,
+        cpus: fields.cpus()?,
+        memory_mib: fields.size("memory", sizes::PROVISIONER_MEMORY)?,
+        disk_mib: fields.size("hdsize", sizes::PROVISIONER_DISK)?,
+        image: fields.reference(&["image"])?,
+        driver: driver(fields)?,
+        builder: builder.map(checked_builder).transpose()?,
+        executor,
+        tags: fields.references(&["tags", "tag"])?,
+        depends: depends(fields)?,
+        permissions: fields.string(&["permissions"])?,
+        ownership: ownership(fields)?,
+    })
+}
+
+/// Any documented word; whether hosts run it matters when an instance is made.
+fn driver(fields: Fields<'_>) -> Result<Option<ProvisionerDriver>, Rejection> {
+    let Some((name, _)) = fields.get(&["driver", "drive"]) else {
+        return Ok(None);
+    };
+    let text = fields.string(&[name])?.unwrap_or_default().to_ascii_lowercase();
+    let found = serde_json::from_value(Value::String(text));
+    found.map(Some).map_err(|_| {
+        Rejection::invalid(
+            name,
+            "must be one of kvm, qemu, lxc, docker, virtualbox, vmware, ec2",
+        )
+    })
+}
+
+fn checked_builder(url: String) -> Result<String, Rejection> {
+    let has_scheme = ["http://", "https://", "git://", "ssh://", "file://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme));
+    // git's short form, `user@host:path`.
+    if has_scheme
+        || url
+            .split_once('@')
+            .is_some_and(|(user, rest)| !user.is_empty() && rest.contains(':'))
+    {
+        return Ok(url);
+    }
+    Err(Rejection::invalid(
+        "builder",
+        "must be a git URL: http, https, git, ssh or file",
+    ))
+}
+
+fn base_name(url: &str) -> &str {
+    url.rsplit('/').next().unwrap_or(url)
+}
+
+/// Strings, or objects with a version.
+fn depends(fields: Fields<'_>) -> Result<Option<Vec<Dependency>>, Rejection> {
+    let values = match fields.get(&["depends"]) {
+        None => return Ok(None),
+        Some((_, Value::Array(values))) => values,
+        Some((name, other)) => return Err(wrong_type(name, other, "list")),
+    };
+    let dependency = |value: &Value| {
+        let version = match value.get("version") {
+            None | Some(Value::Null) => String::new(),
+            Some(Value::String(version)) => version.clone(),
+            Some(other) => return Err(wrong_type("depends", other, "string")),
+        };
+        let provisioner = match value.get("provisioner") {
+            Some(Value::String(name)) if !name.is_empty() => name.clone(),
+            _ => one_reference("depends", value)?,
+        };
+        Ok(Dependency { provisioner, version })
+    };
+    values.iter().map(dependency).collect::<Result<_, _>>().map(Some)
+}
+
+#[derive(Serialize)]
+struct View {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    launch: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpus: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hdsize: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    builder: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    executor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tag: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tags: Option<Vec<String>>,
+    depends: Vec<Value>,
+    permissions: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    #[serde(flatten)]
+    common: Common,
+}
+
+fn view(provisioner: &Provisioner) -> View {
+    let spec = &provisioner.spec;
+    let tags: Vec<String> = spec.tags.iter().map(|tag| tag.0.clone()).collect();
+    View {
+        name: provisioner.wire_name().to_owned(),
+        description: spec.description.clone(),
+        version: spec.version.clone(),
+        launch: launch_value(spec.launch.unwrap_or_default()),
+        memory: spec.memory_mib.map(size_in_gb),
+        cpus: spec.cpus,
+        hdsize: spec.disk_mib.map(size_in_gb),
+        image: spec.image.clone(),
+        driver: spec.driver.map(ProvisionerDriver::as_str),
+        builder: spec.builder.clone(),
+        executor: spec.executor.clone(),
+        tag: tags.first().cloned(),
+        tags: (tags.len() > 1).then_some(tags),
+        depends: spec.depends.iter().map(dependency_view).collect(),
+        permissions: permissions(spec.permissions.as_ref()),
+        owner: spec.owner.clone(),
+        group: spec.group.clone(),
+        common: common(provisioner),
+    }
+}
+
+fn dependency_view(dependency: &Dependency) -> Value {
+    match non_empty(&dependency.version) {
+        Some(version) => json!({"provisioner_name": dependency.provisioner, "version": version}),
+        None => json!({"provisioner_name": dependency.provisioner}),
+    }
+}
