@@ -41,5 +41,9 @@ fn keep_awake() -> Result<(), Error> {
     // SAFETY: the default implementation has been registered just before. The callback is a plain function that uses
     // neither argument, so the null `opaque` is never read, and there is nothing to free.
     let timer = unsafe { virt_sys::virEventAddTimeout(5_000, Some(tick), std::ptr::null_mut(), None) };
-    if timer < 0 { Err(Error::last_error()) } else { Ok(()) }
+    if timer < 0 {
+        Err(Error::last_error())
+    } else {
+        Ok(())
+    }
 }

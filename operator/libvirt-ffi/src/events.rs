@@ -118,27 +118,21 @@ pub fn subscribe(
         connect: connect.clone(),
         callbacks: Vec::new(),
     };
-    // SAFETY (of the three transmutes): libvirt declares the callback of this call as the generic type and calls it with
-    // the signature that belongs to the event id, which is the signature of the function given: `lifecycle` for
-    // LIFECYCLE, `generic` (the generic one itself) for REBOOT, `agent` for AGENT_LIFECYCLE. Function pointers of
-    // different signatures have one size and representation.
-    let lifecycle_callback: sys::virConnectDomainEventGenericCallback = unsafe {
-        std::mem::transmute::<sys::virConnectDomainEventCallback, sys::virConnectDomainEventGenericCallback>(Some(
-            lifecycle,
-        ))
-    };
-    // SAFETY: see above.
-    let agent_callback: sys::virConnectDomainEventGenericCallback = unsafe {
-        std::mem::transmute::<
-            sys::virConnectDomainEventAgentLifecycleCallback,
-            sys::virConnectDomainEventGenericCallback,
-        >(Some(agent))
-    };
-    let first = register(connect, sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle_callback, &sink)?;
+    // libvirt declares every callback as the generic type and calls it with the signature that belongs to the event id.
+    let lifecycle: sys::virConnectDomainEventCallback = Some(lifecycle);
+    // SAFETY: function pointers of different signatures have one size and representation, and libvirt calls what is
+    // registered for LIFECYCLE with the signature of `lifecycle`.
+    let lifecycle =
+        unsafe { std::mem::transmute::<sys::virConnectDomainEventCallback, Registered>(lifecycle) };
+    let agent: sys::virConnectDomainEventAgentLifecycleCallback = Some(agent);
+    // SAFETY: as above, for AGENT_LIFECYCLE and the signature of `agent`.
+    let agent =
+        unsafe { std::mem::transmute::<sys::virConnectDomainEventAgentLifecycleCallback, Registered>(agent) };
+    let first = register(connect, sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, &sink)?;
     subscription.callbacks.push(first);
     for (event, callback) in [
         (sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(reboot as Generic)),
-        (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent_callback),
+        (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
     ] {
         if let Ok(id) = register(connect, event, callback, &sink) {
             subscription.callbacks.push(id);
@@ -147,6 +141,9 @@ pub fn subscribe(
     register_close(connect, &sink);
     Ok(subscription)
 }
+
+/// The type under which every callback is registered.
+type Registered = sys::virConnectDomainEventGenericCallback;
 
 type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
 
@@ -164,7 +161,7 @@ fn register(
         sys::virConnectDomainEventRegisterAny(
             connect.as_ptr(),
             std::ptr::null_mut(),
-            event as c_int,
+            event.cast_signed(),
             callback,
             opaque,
             Some(free_sink),
@@ -218,7 +215,8 @@ unsafe fn deliver(opaque: *mut c_void, notice: Notice) {
 /// # Safety
 /// `domain` is a valid domain for the time of the call, as libvirt gives it to event callbacks.
 unsafe fn notice(domain: sys::virDomainPtr, event: DomainEvent) -> Option<Notice> {
-    let mut buffer: [c_char; sys::VIR_UUID_STRING_BUFLEN as usize] = [0; sys::VIR_UUID_STRING_BUFLEN as usize];
+    let mut buffer: [c_char; sys::VIR_UUID_STRING_BUFLEN as usize] =
+        [0; sys::VIR_UUID_STRING_BUFLEN as usize];
     // SAFETY: both calls only read the client's copy of the domain; the buffer has the length that libvirt asks for and
     // is terminated by it. The name belongs to the domain, and is copied before the callback returns.
     unsafe {
@@ -298,14 +296,19 @@ mod tests {
         let connect = Connect::open(Some("test:///default")).unwrap();
         let (tx, rx) = mpsc::channel();
         let subscription = subscribe(&connect, move |notice| drop(tx.send(notice))).unwrap();
-        let xml = "<domain type='test'><name>heard</name><memory>1024</memory><os><type>hvm</type></os></domain>";
+        let xml =
+            "<domain type='test'><name>heard</name><memory>1024</memory><os><type>hvm</type></os></domain>";
         let domain = connect.define_domain_xml(xml).unwrap();
         domain.create().unwrap();
         let uuid = domain.uuid_string().unwrap();
         let mut seen = Vec::new();
         while !seen.contains(&DomainEvent::Lifecycle(Lifecycle::Started)) {
             match rx.recv_timeout(Duration::from_secs(20)).unwrap() {
-                Notice::Domain { uuid: of, name, event } => {
+                Notice::Domain {
+                    uuid: of,
+                    name,
+                    event,
+                } => {
                     assert_eq!((of.as_str(), name.as_str()), (uuid.as_str(), "heard"));
                     seen.push(event);
                 }

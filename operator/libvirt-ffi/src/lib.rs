@@ -3,8 +3,8 @@
 //! [`start_event_loop`] runs libvirt's default event loop on a thread of its own; without it no event is delivered and
 //! keepalive does nothing. [`subscribe`] turns a connection's domain events, and its end, into calls of one closure.
 
-mod events;
 mod event_loop;
+mod events;
 
 pub use event_loop::start_event_loop;
 pub use events::{DomainEvent, Lifecycle, Notice, Subscription, subscribe};

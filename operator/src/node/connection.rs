@@ -25,6 +25,8 @@ use super::metrics::Metrics;
 const PLACES: usize = 4;
 /// How long opening a connection may take.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long libvirt may take to describe its emulators, each of which it starts once.
+const DESCRIBE_DEADLINE: Duration = Duration::from_mins(3);
 /// The first and the longest pause before another try to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 
@@ -44,6 +46,8 @@ pub enum Lane {
 pub enum Signal {
     /// It is up, for the first time or again: whatever happened in between was not heard.
     Up,
+    /// More is known of the host behind it.
+    Described,
     /// It is down.
     Down,
     /// libvirt told something.
@@ -125,6 +129,7 @@ impl Connection {
                     pause = BACKOFF.0;
                     self.set(Some(up));
                     (self.signals)(Signal::Up);
+                    tokio::spawn(Arc::clone(&self).describe());
                     self.until_broken().await;
                     self.set(None);
                     (self.signals)(Signal::Down);
@@ -137,6 +142,14 @@ impl Connection {
                 }
             }
         }
+    }
+
+    async fn describe(self: Arc<Self>) {
+        let described = self.call(Lane::Read, "the host", "describe", DESCRIBE_DEADLINE, Link::details).await;
+        if let (Ok(details), Some(up)) = (described, self.up.write().unwrap_or_else(PoisonError::into_inner).as_mut()) {
+            up.facts.details = details;
+        }
+        (self.signals)(Signal::Described);
     }
 
     fn set(&self, up: Option<Up>) {

@@ -96,6 +96,8 @@ pub struct Offer {
     pub drivers: Vec<(Driver, DomainType)>,
     /// Why a driver that is configured is not offered.
     pub refused: Vec<(Driver, String)>,
+    /// Drivers whose libvirt has not answered yet, and its URI.
+    pub silent: Vec<(Driver, String)>,
 }
 
 /// A domain in full: every value that libvirt or the storage needs.
@@ -212,6 +214,12 @@ pub enum NoGoal {
         /// What is wrong.
         why: String,
     },
+    /// The libvirt behind the driver has not answered yet.
+    #[error("no connection to {uri}")]
+    Silent {
+        /// Its URI.
+        uri: String,
+    },
     /// The spec asks for what the driver cannot do.
     #[error("Field {field}: {why}")]
     Unsupported {
@@ -270,6 +278,9 @@ pub fn identity(instance: &Instance) -> Identity {
 fn domain_type(driver: Driver, offer: &Offer) -> Result<DomainType, NoGoal> {
     if let Some((_, found)) = offer.drivers.iter().find(|(d, _)| *d == driver) {
         return Ok(*found);
+    }
+    if let Some((_, uri)) = offer.silent.iter().find(|(d, _)| *d == driver) {
+        return Err(NoGoal::Silent { uri: uri.clone() });
     }
     let why = offer.refused.iter().find(|(d, _)| *d == driver);
     Err(NoGoal::DriverUnavailable {

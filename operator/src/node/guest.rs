@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::connection::{Connection, Lane};
 use super::hypervisor::{HypervisorError, chain};
-use super::libvirt::{AddressSource, GuestInterface};
+use super::libvirt::{AddressSource, GuestInterface, Link};
 use super::observed::Moment;
 use super::queue::Requests;
 
@@ -162,7 +162,7 @@ impl Watcher {
     async fn ask(&self, mut view: GuestView, clock: &impl Fn() -> Moment) -> GuestView {
         if self.watch.has_agent {
             // Calling an agent whose channel is closed is an error in libvirtd's log, and takes its deadline.
-            let open = self.read("look at", |link, uuid| link.agent_is_open(uuid)).await.unwrap_or(false);
+            let open = self.read("look at", Link::agent_is_open).await.unwrap_or(false);
             let answers = open && self.agent("ping", |link, uuid| link.ping_agent(uuid, AGENT_DEADLINE)).await.is_ok();
             // Before its first answer a guest boots: that is no news.
             if answers || view.agent.is_some() {
@@ -207,4 +207,4 @@ impl Watcher {
     }
 }
 
-type Question<T> = fn(&super::libvirt::Link, &str) -> Result<T, HypervisorError>;
+type Question<T> = fn(&Link, &str) -> Result<T, HypervisorError>;

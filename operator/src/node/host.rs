@@ -23,7 +23,7 @@ use virtshell_crds::{Host, HostSpec, HostStatus, Instance};
 use super::connection::{Connection, Lane};
 use super::context::Context;
 use super::goal::{DomainType, Offer};
-use super::libvirt::{Facts, Listed};
+use super::libvirt::{Facts, Link, Listed};
 use super::storage::Room;
 use super::storage::kvm_probe::KvmSupport;
 use crate::status::{apply, differs};
@@ -60,7 +60,7 @@ pub fn offer<'a>(connections: impl Iterator<Item = (Driver, &'a str, Option<Fact
     let mut offer = Offer::default();
     for (driver, uri, facts) in connections {
         let Some(facts) = facts else {
-            offer.refused.push((driver, format!("{uri} does not answer; is libvirtd running?")));
+            offer.silent.push((driver, uri.to_owned()));
             continue;
         };
         offer.cpus = offer.cpus.max(i32::try_from(facts.cpus).unwrap_or(i32::MAX));
@@ -192,19 +192,19 @@ fn images(context: &Context) -> Vec<CachedImage> {
 
 /// Sorts the domains into those of our Instances, orphans and foreign ones.
 async fn domains(context: &Arc<Context>, driver: Driver, connection: &Arc<Connection>, seen: &mut Surroundings) {
-    let listed = connection.call(Lane::Read, "all domains", "list", LIST_DEADLINE, |link| link.list()).await;
+    let listed = connection.call(Lane::Read, "all domains", "list", LIST_DEADLINE, Link::list).await;
     let Ok(listed) = listed else { return };
     for domain in listed {
         match &domain.owner {
             Some(owner) if context.instances.get(&owner.uid).is_some() => {}
-            Some(owner) => match is_gone(context, &owner.namespace, &owner.name, &owner.uid).await {
-                Some(true) => {
+            Some(owner) => {
+                // One that may belong to another host's binding by now, or that could not be asked for, is no orphan.
+                if is_gone(context, &owner.namespace, &owner.name, &owner.uid).await == Some(true) {
                     stop_autostart(connection, &domain).await;
-                    seen.orphans.push(OrphanDomain { name: domain.name.clone(), uid: owner.uid.clone() });
+                    let (name, uid) = (domain.name.clone(), owner.uid.clone());
+                    seen.orphans.push(OrphanDomain { name, uid });
                 }
-                // It may belong to another host's binding by now, or could not be asked: say nothing of it.
-                Some(false) | None => {}
-            },
+            }
             None => seen.foreign.push(foreign(driver, domain)),
         }
     }
@@ -275,7 +275,7 @@ fn status(host: &Host, machine: &Machine, offer: &Offer, seen: &Surroundings) ->
         drivers: offer.drivers.iter().map(|(driver, _)| *driver).collect(),
         hypervisor: facts.map(|facts| Hypervisor {
             type_: facts.driver.clone(),
-            version: facts.hypervisor_version.clone(),
+            version: facts.details.hypervisor_version.clone(),
             libvirt: facts.libvirt_version.clone(),
         }),
         cpu: facts.map(cpu),
@@ -303,7 +303,7 @@ fn cpu(facts: &Facts) -> Cpu {
     let number = |n: u32| i32::try_from(n).unwrap_or(i32::MAX);
     let (nodes, sockets, cores, threads) = facts.topology;
     Cpu {
-        model: facts.cpu_model.clone(),
+        model: facts.details.cpu_model.clone(),
         mhz: number(facts.mhz),
         sockets: number(sockets),
         cores: number(cores),
@@ -333,7 +333,7 @@ fn conditions(
         if seen.down.is_empty() {
             (LIBVIRT_CONNECTED, Status::True, "Connected", String::new())
         } else {
-            (LIBVIRT_CONNECTED, Status::False, "Disconnected", format!("no answer from {down}"))
+            (LIBVIRT_CONNECTED, Status::False, "Disconnected", format!("no answer from {down}; is libvirtd running?"))
         },
         match (serves, enabled, healthy) {
             (_, false, _) => (SCHEDULABLE, Status::False, "Disabled", "spec.enabled is false".to_owned()),
@@ -395,6 +395,6 @@ mod tests {
         let offer = offer(list.into_iter(), &machine(false, false));
         assert_eq!((offer.cpus, offer.default_network), (2, true));
         assert_eq!(offer.drivers, [(Driver::Qemu, DomainType::Qemu)]);
-        assert!(offer.refused[0].1.contains("lxc:///system"));
+        assert_eq!(offer.silent, [(Driver::Lxc, "lxc:///system".to_owned())]);
     }
 }

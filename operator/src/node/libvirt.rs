@@ -33,12 +33,10 @@ pub struct Link {
 pub struct Facts {
     /// libvirt's word for the driver: QEMU, LXC, TEST.
     pub driver: String,
-    /// Version of the hypervisor.
-    pub hypervisor_version: String,
+    /// Version of the hypervisor and CPU model; [`Link::details`] fills them in.
+    pub details: Details,
     /// Version of libvirt.
     pub libvirt_version: String,
-    /// CPU model.
-    pub cpu_model: String,
     /// Clock.
     pub mhz: u32,
     /// Logical CPUs.
@@ -49,6 +47,15 @@ pub struct Facts {
     pub topology: (u32, u32, u32, u32),
     /// Whether the network `default` is defined.
     pub default_network: bool,
+}
+
+/// What libvirt finds out by starting each of its emulators once, which can take a minute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Version of the hypervisor.
+    pub hypervisor_version: String,
+    /// CPU model.
+    pub cpu_model: String,
 }
 
 /// A domain in the list of all.
@@ -189,9 +196,8 @@ impl Link {
                 source,
             }),
             Err(error) => match libvirt_error(&error).kind {
-                LibvirtErrorKind::NoMetadata => Ok(None),
                 // A domain undefined while it runs has no configuration to ask; one that just ended no live copy.
-                LibvirtErrorKind::WrongState | LibvirtErrorKind::BadDefinition => Ok(None),
+                LibvirtErrorKind::NoMetadata | LibvirtErrorKind::WrongState | LibvirtErrorKind::BadDefinition => Ok(None),
                 LibvirtErrorKind::Connection
                 | LibvirtErrorKind::NoDomain
                 | LibvirtErrorKind::NoNetwork
@@ -246,21 +252,32 @@ impl Link {
         Ok(listed)
     }
 
-    /// What libvirt says of itself and of the machine.
+    /// What libvirt says of itself and of the machine, as far as it knows at once.
     pub fn facts(&self) -> Answer<Facts> {
         let failed = |e: Error| self.failed("describe", "the host", &e);
         let node = self.connect.node_info().map_err(failed)?;
-        let driver = self.connect.driver_type().map_err(failed)?;
         Ok(Facts {
-            hypervisor_version: version(self.connect.hyp_version().unwrap_or(0)),
+            driver: self.connect.driver_type().map_err(failed)?,
             libvirt_version: version(self.connect.lib_version().map_err(failed)?),
-            cpu_model: self.cpu_model().unwrap_or(node.model),
             mhz: node.mhz,
             cpus: node.cpus,
             memory_mib: node.memory / 1024,
             topology: (node.nodes, node.sockets, node.cores, node.threads),
             default_network: self.connect.lookup_network_by_name("default").is_ok(),
-            driver,
+            details: Details {
+                cpu_model: node.model,
+                ..Details::default()
+            },
+        })
+    }
+
+    /// What takes longer.
+    pub fn details(&self) -> Answer<Details> {
+        let failed = |e: Error| self.failed("describe", "the host", &e);
+        let node = self.connect.node_info().map_err(failed)?;
+        Ok(Details {
+            hypervisor_version: version(self.connect.hyp_version().unwrap_or(0)),
+            cpu_model: self.cpu_model().unwrap_or(node.model),
         })
     }
 

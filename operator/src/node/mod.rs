@@ -273,6 +273,7 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
                     look.notify_one();
                 }
             }
+            Signal::Described => look.notify_one(),
             Signal::Notice(Notice::Closed) => {}
             Signal::Unstuck(key) => context.requests.now(key.strip_prefix("agent/").unwrap_or(&key)),
         }

@@ -16,11 +16,11 @@ use super::observed::{Asked, DomainState, Files, Moment, Observed, OurDomain, Pa
 /// How often a guest is asked again during its grace period: one that is still booting drops the ACPI event.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// A guest that ends sooner than this after its start did not stay up.
-pub const STABLE: Duration = Duration::from_secs(60);
+pub const STABLE: Duration = Duration::from_mins(1);
 /// So many quick ends are repaired at once, before the back-off begins.
 const PATIENCE: u32 = 2;
 /// The longest pause between two starts of a guest that does not stay up.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// How often to look whether an administrator has cured what blocks.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
 

@@ -125,7 +125,7 @@ where
                 // A task of its own, so that a panic ends one look and not the queue's knowledge of it.
                 let next = tokio::spawn(working).await.unwrap_or_else(|panic| {
                     tracing::error!(%panic, "a reconcile panicked");
-                    Some(Duration::from_secs(60))
+                    Some(Duration::from_mins(1))
                 });
                 let _ = requests.0.send(Message::Done(key, next.map(|pause| Instant::now() + pause)));
             });

@@ -72,11 +72,13 @@ struct Seen {
 impl Look<'_> {
     /// There is no goal: says why, and waits for an edit or for the host to change.
     async fn refuse(&self, why: &NoGoal, record: &mut Record) -> Ended {
+        // A libvirt that does not answer may well run the domain: could not ask is not "cannot".
+        let silent = matches!(why, NoGoal::Silent { .. });
         let failure = Failure {
             reason: refusal(why),
             message: why.to_string(),
-            unknown: false,
-            transient: matches!(why, NoGoal::Unresolved(_)),
+            unknown: silent,
+            transient: silent || matches!(why, NoGoal::Unresolved(_)),
             image: false,
         };
         self.report(None, None, &Outcome::Failed(failure), record).await;
@@ -295,10 +297,8 @@ impl Look<'_> {
         // The newest version: a write of ours may have come between.
         let instance = self.context.instances.get(&uid).unwrap_or_else(|| Arc::clone(self.instance));
         let deleting = instance.meta().deletion_timestamp.is_some();
-        let outcome = match outcome {
-            Outcome::Settled | Outcome::Waiting(..) if deleting => &Outcome::Deleting,
-            other => other,
-        };
+        let progresses = matches!(outcome, Outcome::Settled | Outcome::Waiting(..));
+        let outcome = if deleting && progresses { &Outcome::Deleting } else { outcome };
         let facts = Facts {
             instance: &instance,
             host: &self.context.host,
@@ -407,6 +407,7 @@ fn refusal(why: &NoGoal) -> &'static str {
     match why {
         NoGoal::NotOurs => "NotPlaced",
         NoGoal::Unresolved(_) => "Unresolved",
+        NoGoal::Silent { .. } => "HypervisorUnreachable",
         NoGoal::DriverUnavailable { .. } => "DriverUnavailable",
         NoGoal::Unsupported { .. } => "Unsupported",
     }

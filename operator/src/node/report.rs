@@ -4,12 +4,8 @@
 //! it differs from what is there.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use virtshell_crds::condition::{
-    AGENT_CONNECTED, CONVERGED, IMAGE_READY, READY, Status, condition, upsert,
-};
-use virtshell_crds::instance::{
-    Addresses, DiskStatus, DomainStatus, Driver, InterfaceStatus, Timings,
-};
+use virtshell_crds::condition::{AGENT_CONNECTED, CONVERGED, IMAGE_READY, READY, Status, condition, upsert};
+use virtshell_crds::instance::{Addresses, DiskStatus, DomainStatus, Driver, InterfaceStatus, Timings};
 use virtshell_crds::{Instance, InstanceStatus, Phase, PowerState};
 
 use super::context::Record;
@@ -21,8 +17,21 @@ use super::storage::ObservedFiles;
 
 /// The top-level fields of status that the node owns.
 pub const OWNED: &[&str] = &[
-    "observedGeneration", "phase", "message", "host", "powerState", "lastRestartToken", "provisioned", "domain",
-    "addresses", "interfaces", "disks", "restartRequired", "startedAt", "timings", "conditions",
+    "observedGeneration",
+    "phase",
+    "message",
+    "host",
+    "powerState",
+    "lastRestartToken",
+    "provisioned",
+    "domain",
+    "addresses",
+    "interfaces",
+    "disks",
+    "restartRequired",
+    "startedAt",
+    "timings",
+    "conditions",
 ];
 
 /// How a look ended.
@@ -86,20 +95,32 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
     // What cannot be asked now stays as it was said last; Ready=Unknown says that it may be old.
     let asked = facts.domain.is_some();
     let restart_required = match (facts.machine, ours) {
-        (Some(machine), Some(domain)) => restart_required(machine, domain, &super::reconcile::files_of(facts.files)),
+        (Some(machine), Some(domain)) => {
+            restart_required(machine, domain, &super::reconcile::files_of(facts.files))
+        }
         _ => vec![],
     };
     let mut status = InstanceStatus {
         observed_generation: facts.instance.metadata.generation,
-        phase: Some(phase(ours, outcome)),
+        phase: phase(ours, outcome).or(old.phase),
         message: message(outcome),
         host: Some(facts.host.to_owned()),
-        power_state: if asked { ours.map(|d| power_state(d.power)) } else { old.power_state },
+        power_state: if asked {
+            ours.map(|d| power_state(d.power))
+        } else {
+            old.power_state
+        },
         last_restart_token: ours.map_or(old.last_restart_token.clone(), |d| d.config.restart_token.clone()),
         provisioned: old.provisioned,
         domain: domain(facts, ours).or(if asked { None } else { old.domain.clone() }),
-        disks: facts.files.map_or(old.disks.clone(), |files| disks(files, facts.machine)),
-        started_at: facts.record.started_at.map(Time).or_else(|| old.started_at.clone()),
+        disks: facts
+            .files
+            .map_or(old.disks.clone(), |files| disks(files, facts.machine)),
+        started_at: facts
+            .record
+            .started_at
+            .map(Time)
+            .or_else(|| old.started_at.clone()),
         timings: timings(facts).or_else(|| old.timings.clone()),
         ..InstanceStatus::default()
     };
@@ -117,17 +138,19 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
     status
 }
 
-fn phase(ours: Option<&OurDomain>, outcome: &Outcome) -> Phase {
+/// Absent when nothing may be said, so that the last one stays.
+fn phase(ours: Option<&OurDomain>, outcome: &Outcome) -> Option<Phase> {
     match outcome {
-        Outcome::Deleting => Phase::Deleting,
-        Outcome::Failed(failure) if !failure.transient => Phase::Failed,
-        Outcome::Blocked(_) => Phase::Failed,
-        Outcome::Settled | Outcome::Waiting(..) | Outcome::Failed(_) => match ours.map(|d| d.power) {
+        Outcome::Deleting => Some(Phase::Deleting),
+        Outcome::Failed(failure) if failure.unknown => None,
+        Outcome::Failed(failure) if !failure.transient => Some(Phase::Failed),
+        Outcome::Blocked(_) => Some(Phase::Failed),
+        Outcome::Settled | Outcome::Waiting(..) | Outcome::Failed(_) => Some(match ours.map(|d| d.power) {
             None => Phase::Creating,
             Some(Power::Running) => Phase::Running,
             Some(Power::Paused(_)) => Phase::Paused,
             Some(Power::Off) => Phase::Stopped,
-        },
+        }),
     }
 }
 
@@ -189,7 +212,12 @@ fn power_state(power: Power) -> PowerState {
 fn domain(facts: &Facts<'_>, ours: Option<&OurDomain>) -> Option<DomainStatus> {
     let domain = ours?;
     let old = facts.instance.status.as_ref().and_then(|s| s.domain.as_ref());
-    let type_ = domain.config.applied.get("driver").cloned().or_else(|| old.map(|d| d.type_.clone()));
+    let type_ = domain
+        .config
+        .applied
+        .get("driver")
+        .cloned()
+        .or_else(|| old.map(|d| d.type_.clone()));
     Some(DomainStatus {
         name: domain.name.clone(),
         uuid: domain.uuid.clone(),
@@ -206,11 +234,19 @@ fn disks(files: &ObservedFiles, machine: Option<&Machine>) -> Vec<DiskStatus> {
         detached,
     };
     let root = files.root.iter().map(|info| one("root", info, false));
-    root.chain(files.disks.iter().map(|(name, info)| one(name, info, !wanted(name)))).collect()
+    root.chain(
+        files
+            .disks
+            .iter()
+            .map(|(name, info)| one(name, info, !wanted(name))),
+    )
+    .collect()
 }
 
 fn interfaces(facts: &Facts<'_>) -> Vec<InterfaceStatus> {
-    let Some(machine) = facts.machine else { return vec![] };
+    let Some(machine) = facts.machine else {
+        return vec![];
+    };
     machine
         .interfaces
         .iter()
@@ -238,10 +274,15 @@ fn addresses(interfaces: &[InterfaceStatus]) -> Option<Addresses> {
 fn timings(facts: &Facts<'_>) -> Option<Timings> {
     facts.record.started_at?;
     let since = facts.record.memory.starts.last;
-    let agent_ms = facts.guest.answered_at.zip(since).and_then(|(answered, started)| {
-        i64::try_from(answered.saturating_sub(started).as_millis()).ok()
-    });
-    Some(Timings { agent_ms, ..facts.record.timings.clone() })
+    let agent_ms = facts
+        .guest
+        .answered_at
+        .zip(since)
+        .and_then(|(answered, started)| i64::try_from(answered.saturating_sub(started).as_millis()).ok());
+    Some(Timings {
+        agent_ms,
+        ..facts.record.timings.clone()
+    })
 }
 
 // --- Conditions -------------------------------------------------------------------------------------------------------
@@ -254,15 +295,28 @@ fn conditions(
     old: &[Condition],
 ) -> Vec<Condition> {
     let mine = [IMAGE_READY, READY, CONVERGED, AGENT_CONNECTED];
-    let mut list: Vec<Condition> = old.iter().filter(|c| mine.contains(&c.type_.as_str())).cloned().collect();
+    let mut list: Vec<Condition> = old
+        .iter()
+        .filter(|c| mine.contains(&c.type_.as_str()))
+        .cloned()
+        .collect();
     let generation = facts.instance.metadata.generation;
+    let unknown = matches!(outcome, Outcome::Failed(failure) if failure.unknown);
     for (type_, (status, reason, message)) in [
         (IMAGE_READY, image_ready(facts, outcome)),
         (READY, ready(facts, ours, outcome)),
         (CONVERGED, converged(outcome, restart_required)),
         (AGENT_CONNECTED, agent_connected(facts, ours)),
     ] {
-        upsert(&mut list, condition(type_, status, reason, message, generation, facts.now.clone()));
+        // What was said of image and agent stands while nothing can be asked.
+        let stands = unknown && matches!(type_, IMAGE_READY | AGENT_CONNECTED);
+        match list.iter_mut().find(|c| stands && c.type_ == type_) {
+            Some(said) => said.observed_generation = generation,
+            None => upsert(
+                &mut list,
+                condition(type_, status, reason, message, generation, facts.now.clone()),
+            ),
+        }
     }
     list
 }
@@ -270,13 +324,21 @@ fn conditions(
 type Said = (Status, &'static str, String);
 
 fn image_ready(facts: &Facts<'_>, outcome: &Outcome) -> Said {
-    match outcome {
-        Outcome::Waiting(Waiting::Image, text) => (Status::False, "Downloading", text.clone()),
-        Outcome::Failed(failure) if failure.image => (Status::False, failure.reason, failure.message.clone()),
-        _ if facts.machine.is_some_and(|m| m.images().next().is_none()) => (Status::True, "NotNeeded", String::new()),
-        _ if facts.files.is_some_and(|f| f.root.is_some()) => (Status::True, "Cached", String::new()),
-        _ => (Status::Unknown, "NotFetched", String::new()),
+    if let Outcome::Waiting(Waiting::Image, text) = outcome {
+        return (Status::False, "Downloading", text.clone());
     }
+    if let Outcome::Failed(failure) = outcome
+        && failure.image
+    {
+        return (Status::False, failure.reason, failure.message.clone());
+    }
+    if facts.machine.is_some_and(|m| m.images().next().is_none()) {
+        return (Status::True, "NotNeeded", String::new());
+    }
+    if facts.files.is_some_and(|f| f.root.is_some()) {
+        return (Status::True, "Cached", String::new());
+    }
+    (Status::Unknown, "NotFetched", String::new())
 }
 
 fn ready(facts: &Facts<'_>, ours: Option<&OurDomain>, outcome: &Outcome) -> Said {
@@ -285,7 +347,11 @@ fn ready(facts: &Facts<'_>, ours: Option<&OurDomain>, outcome: &Outcome) -> Said
         Outcome::Waiting(waiting, text) => (Status::False, waiting_reason(*waiting), text.clone()),
         Outcome::Blocked(blocked) => (Status::False, blocked_reason(blocked), explain(blocked)),
         Outcome::Failed(failure) => {
-            let status = if failure.unknown { Status::Unknown } else { Status::False };
+            let status = if failure.unknown {
+                Status::Unknown
+            } else {
+                Status::False
+            };
             (status, failure.reason, failure.message.clone())
         }
         Outcome::Deleting => (Status::False, "Deleting", String::new()),
@@ -313,9 +379,15 @@ fn converged(outcome: &Outcome, restart_required: &[String]) -> Said {
         Outcome::Settled if restart_required.is_empty() => (Status::True, "Converged", String::new()),
         Outcome::Settled => {
             let fields = restart_required.join(", ");
-            (Status::False, "RestartRequired", format!("these fields change at the next restart: {fields}"))
+            (
+                Status::False,
+                "RestartRequired",
+                format!("these fields change at the next restart: {fields}"),
+            )
         }
-        Outcome::Failed(failure) if failure.unknown => (Status::Unknown, failure.reason, failure.message.clone()),
+        Outcome::Failed(failure) if failure.unknown => {
+            (Status::Unknown, failure.reason, failure.message.clone())
+        }
         Outcome::Waiting(..) | Outcome::Blocked(_) | Outcome::Failed(_) => {
             (Status::False, "Converging", message(outcome))
         }
@@ -325,14 +397,26 @@ fn converged(outcome: &Outcome, restart_required: &[String]) -> Said {
 
 fn agent_connected(facts: &Facts<'_>, ours: Option<&OurDomain>) -> Said {
     if facts.machine.is_some_and(|m| !m.has_agent()) {
-        return (Status::Unknown, "NoChannel", "a guest of this driver has no agent channel".to_owned());
+        return (
+            Status::Unknown,
+            "NoChannel",
+            "a guest of this driver has no agent channel".to_owned(),
+        );
     }
     if ours.is_none_or(|d| d.power != Power::Running) {
         return (Status::Unknown, "NotRunning", String::new());
     }
     match facts.guest.agent {
         Some(true) => (Status::True, "Answered", String::new()),
-        Some(false) => (Status::False, "Silent", "the guest agent does not answer any more".to_owned()),
-        None => (Status::Unknown, "WaitingForAgent", "the guest agent has not answered yet".to_owned()),
+        Some(false) => (
+            Status::False,
+            "Silent",
+            "the guest agent does not answer any more".to_owned(),
+        ),
+        None => (
+            Status::Unknown,
+            "WaitingForAgent",
+            "the guest agent has not answered yet".to_owned(),
+        ),
     }
 }

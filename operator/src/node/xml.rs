@@ -35,14 +35,14 @@ pub fn element(name: &str) -> Element {
 impl Element {
     /// With one more attribute.
     #[must_use]
-    pub fn attr(mut self, name: &str, value: impl ToString) -> Self {
+    pub fn attr(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.attributes.push((name.to_owned(), value.to_string()));
         self
     }
 
     /// With text as its content.
     #[must_use]
-    pub fn with_text(mut self, text: impl ToString) -> Self {
+    pub fn with_text(mut self, text: impl std::fmt::Display) -> Self {
         self.text = text.to_string();
         self
     }
@@ -104,18 +104,18 @@ impl Element {
         out.push('<');
         out.push_str(&self.name);
         for (name, value) in &self.attributes {
-            out.push_str(&format!(" {name}='{}'", escape(value.as_str())));
+            out.extend([" ", name, "='", &escape(value.as_str()), "'"]);
         }
         if self.children.is_empty() && self.text.is_empty() {
             out.push_str("/>\n");
         } else if self.children.is_empty() {
-            out.push_str(&format!(">{}</{}>\n", escape(self.text.as_str()), self.name));
+            out.extend([">", &escape(self.text.as_str()), "</", &self.name, ">\n"]);
         } else {
             out.push_str(">\n");
             for child in &self.children {
                 child.render_at(depth + 1, out);
             }
-            out.push_str(&format!("{indent}</{}>\n", self.name));
+            out.extend([&indent, "</", &self.name, ">\n"]);
         }
     }
 }
