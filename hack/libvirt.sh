@@ -88,7 +88,7 @@ log_tail() {
 # validates and every start of a guest probes QEMU again (2 to 4 s instead of 0.4 s).
 open_kvm() {
     [ -c /dev/kvm ] && getent group kvm >/dev/null || return 0
-    [ "$(stat -c '%G %a' /dev/kvm)" = "root 600" ] || return 0
+    [ "$(stat -c '%G %a' /dev/kvm)" != "kvm 660" ] || return 0
     step "/dev/kvm: group kvm, mode 660"
     chgrp kvm /dev/kvm && chmod 660 /dev/kvm
 }

@@ -28,6 +28,7 @@ main() {
     trap 'exit 130' INT TERM HUP
     export TMPDIR=$RUN
 
+    step "Building VirtShell" cargo build --release --locked --quiet -p virtshell-operator -p virtshell-gateway
     step "Building the tests" cargo test --workspace --locked --quiet --no-run
     VIRTSHELL_STATE_DIR=$RUN/libvirt-state step "Starting libvirt" hack/libvirt.sh start
     say "==> Tests"

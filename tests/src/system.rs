@@ -136,7 +136,7 @@ impl System {
 
     /// Runs a command with the system's settings, and nobody else's cluster.
     fn run(&self, mut command: Command) -> anyhow::Result<Outcome> {
-        command
+        without_cargo(&mut command)
             .current_dir(repository())
             .stdin(Stdio::null())
             .env_remove("KUBECONFIG")
@@ -154,4 +154,14 @@ impl System {
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
     }
+}
+
+/// Takes away what `cargo test` tells its tests: build scripts of libraries read it, so that a build in a test would make
+/// everything anew.
+pub fn without_cargo(command: &mut Command) -> &mut Command {
+    let told = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars().filter(|(name, _)| told(name)) {
+        command.env_remove(name);
+    }
+    command
 }

@@ -112,7 +112,7 @@ fn refused(settings: &[(&str, &str)], as_user: Option<&str>) -> Result<String> {
         }
         None => Command::new(script),
     };
-    let output = command
+    let output = virtshell_tests::system::without_cargo(&mut command)
         .current_dir(folder.path())
         .env_remove("KUBECONFIG")
         .env("VIRTSHELL_STATE_DIR", folder.path().join("state"))

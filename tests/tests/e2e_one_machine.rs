@@ -72,9 +72,15 @@ fn get(name: &str, path: &str) -> String {
 }
 
 fn condition(name: &str, type_: &str) -> String {
+    let field = |field: &str| format!(".status.conditions[?(@.type==\"{type_}\")].{field}");
     get(
         name,
-        &format!(".status.conditions[?(@.type==\"{type_}\")]['status','reason','message']"),
+        &format!(
+            "{}}} {{{}}} {{{}",
+            field("status"),
+            field("reason"),
+            field("message")
+        ),
     )
 }
 
@@ -289,7 +295,6 @@ fn a_paused_guest_stands_still_and_resumes() -> Result<()> {
 fn a_bad_image_is_named_with_its_cure_and_nothing_is_left() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     let image = |name: &str, spec: Value| json!({"apiVersion": "virtshell.io/v1alpha1", "kind": "Image", "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec});
-    // A port that nothing listens on would be a different error; the API server's own port answers TLS only.
     let url = sh(system, "printf %s $VIRTSHELL_URL")?;
     let guest = sh(
         system,

@@ -39,10 +39,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::FutureExt;
+use kube::Client;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher;
-use kube::Client;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 

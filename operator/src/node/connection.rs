@@ -145,8 +145,19 @@ impl Connection {
     }
 
     async fn describe(self: Arc<Self>) {
-        let described = self.call(Lane::Read, "the host", "describe", DESCRIBE_DEADLINE, Link::details).await;
-        if let (Ok(details), Some(up)) = (described, self.up.write().unwrap_or_else(PoisonError::into_inner).as_mut()) {
+        let described = self
+            .call(
+                Lane::Read,
+                "the host",
+                "describe",
+                DESCRIBE_DEADLINE,
+                Link::details,
+            )
+            .await;
+        if let (Ok(details), Some(up)) = (
+            described,
+            self.up.write().unwrap_or_else(PoisonError::into_inner).as_mut(),
+        ) {
             up.facts.details = details;
         }
         (self.signals)(Signal::Described);
@@ -170,7 +181,13 @@ impl Connection {
     fn open_all(self: &Arc<Self>) -> Result<Up, HypervisorError> {
         let read = Link::open(&self.uri)?;
         // An in-process driver has nobody to overload, and some of its worlds belong to one connection.
-        let another = || if self.uri.starts_with("test:") { Ok(read.clone()) } else { Link::open(&self.uri) };
+        let another = || {
+            if self.uri.starts_with("test:") {
+                Ok(read.clone())
+            } else {
+                Link::open(&self.uri)
+            }
+        };
         let (first, second, agent) = (another()?, another()?, another()?);
         let weak = Arc::downgrade(self);
         let subscription = read.subscribe(move |notice| {
@@ -203,7 +220,10 @@ impl Connection {
     }
 
     fn disconnected(&self) -> HypervisorError {
-        HypervisorError::Disconnected { uri: self.uri.clone(), source: None }
+        HypervisorError::Disconnected {
+            uri: self.uri.clone(),
+            source: None,
+        }
     }
 
     fn line(&self, lane: Lane, domain: &str) -> Result<Arc<Line>, HypervisorError> {
@@ -230,11 +250,21 @@ impl Connection {
         call: impl FnOnce(&Link) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, HypervisorError> {
         // A silent guest agent says nothing about the hypervisor: its calls are counted apart.
-        let key = if lane == Lane::Agent { format!("agent/{domain}") } else { domain.to_owned() };
+        let key = if lane == Lane::Agent {
+            format!("agent/{domain}")
+        } else {
+            domain.to_owned()
+        };
         if lock(&self.stuck).contains(&key) {
-            return Err(HypervisorError::Stuck { domain: domain.to_owned() });
+            return Err(HypervisorError::Stuck {
+                domain: domain.to_owned(),
+            });
         }
-        let timed_out = || HypervisorError::TimedOut { what, domain: domain.to_owned(), after: deadline };
+        let timed_out = || HypervisorError::TimedOut {
+            what,
+            domain: domain.to_owned(),
+            after: deadline,
+        };
         let line = self.line(lane, domain)?;
         let places = Arc::clone(&line.places);
         let Ok(Ok(place)) = tokio::time::timeout(deadline, places.acquire_owned()).await else {

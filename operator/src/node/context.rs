@@ -117,13 +117,22 @@ impl Instances {
     /// An Instance.
     #[must_use]
     pub fn get(&self, uid: &str) -> Option<Arc<Instance>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(uid)
+            .cloned()
     }
 
     /// All of them.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Instance>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 
     /// Puts a version of an Instance, unless a newer one is there; returns the one that was replaced.
@@ -133,7 +142,10 @@ impl Instances {
         let uid = instance.uid()?;
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let old = map.get(&uid).cloned();
-        if old.as_deref().is_none_or(|old| version(old) <= version(&instance)) {
+        if old
+            .as_deref()
+            .is_none_or(|old| version(old) <= version(&instance))
+        {
             map.insert(uid, Arc::new(instance));
         }
         old
@@ -154,5 +166,8 @@ impl Instances {
 
 /// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 made that part of the API).
 fn version(instance: &Instance) -> u64 {
-    instance.resource_version().and_then(|v| v.parse().ok()).unwrap_or(0)
+    instance
+        .resource_version()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0)
 }

@@ -26,6 +26,8 @@ pub struct Paths {
 
 /// Length of the scheduler period of a container's CPU quota, in microseconds.
 const PERIOD_US: i64 = 100_000;
+/// Units of a SCSI controller: libvirt puts sda to sdg on the first, sdh on the second.
+const SCSI_UNITS: u8 = 7;
 
 /// The definition.
 #[must_use]
@@ -84,7 +86,9 @@ fn virtual_machine(machine: &Machine, paths: &Paths, metadata: &Metadata) -> Ele
 
 fn os(machine: &Machine, paths: &Paths) -> Element {
     let kind = match machine.domain_type {
-        DomainType::Kvm | DomainType::Qemu => leaf("type", "hvm").attr("arch", "x86_64").attr("machine", "q35"),
+        DomainType::Kvm | DomainType::Qemu => {
+            leaf("type", "hvm").attr("arch", "x86_64").attr("machine", "q35")
+        }
         DomainType::Test | DomainType::Lxc => leaf("type", "hvm"),
     };
     let os = element("os").child(kind);
@@ -94,7 +98,10 @@ fn os(machine: &Machine, paths: &Paths) -> Element {
     let boot = machine.image.as_ref().and_then(|i| i.boot.as_ref());
     os.child(path("kernel", kernel))
         .with_children(initrd.as_ref().map(|initrd| path("initrd", initrd)))
-        .with_children(boot.filter(|b| !b.cmdline.is_empty()).map(|b| leaf("cmdline", &b.cmdline)))
+        .with_children(
+            boot.filter(|b| !b.cmdline.is_empty())
+                .map(|b| leaf("cmdline", &b.cmdline)),
+        )
 }
 
 fn path(name: &str, path: &Path) -> Element {
@@ -103,7 +110,11 @@ fn path(name: &str, path: &Path) -> Element {
 
 fn cpu(domain_type: DomainType) -> Option<Element> {
     match domain_type {
-        DomainType::Kvm => Some(element("cpu").attr("mode", "host-passthrough").attr("migratable", "on")),
+        DomainType::Kvm => Some(
+            element("cpu")
+                .attr("mode", "host-passthrough")
+                .attr("migratable", "on"),
+        ),
         // All that the emulator knows.
         DomainType::Qemu => Some(element("cpu").attr("mode", "maximum")),
         DomainType::Lxc | DomainType::Test => None,
@@ -113,6 +124,7 @@ fn cpu(domain_type: DomainType) -> Option<Element> {
 fn devices(machine: &Machine, paths: &Paths) -> Element {
     let mut devices = element("devices");
     let mut names = DiskNames::default();
+    let mut scsi_controllers = 0;
     // With direct kernel boot no disk boots, and libvirt refuses an order.
     let boots = paths.kernel.is_none();
     let boot = |order: u32| boots.then(|| element("boot").attr("order", order));
@@ -128,24 +140,41 @@ fn devices(machine: &Machine, paths: &Paths) -> Element {
     for (disk, path) in machine.disks.iter().zip(&paths.disks) {
         let serial = leaf("serial", &disk.name);
         devices = devices.child(qcow2(path, &names.next(disk.bus), disk.bus).child(serial));
+        if disk.bus == "scsi" {
+            scsi_controllers = names.scsi.div_ceil(SCSI_UNITS);
+        }
     }
-    if machine.disks.iter().any(|d| d.bus == "scsi") {
-        devices = devices.child(element("controller").attr("type", "scsi").attr("model", "virtio-scsi"));
-    }
+    devices = devices.with_children((0..scsi_controllers).map(scsi_controller));
     devices = devices.child(element("controller").attr("type", "usb").attr("model", "none"));
-    devices = devices.with_children(machine.interfaces.iter().map(|i| interface(i).with_children(no_rom(i))));
+    devices = devices.with_children(
+        machine
+            .interfaces
+            .iter()
+            .map(|i| interface(i).with_children(no_rom(i))),
+    );
     if machine.serial {
         devices = devices
-            .child(element("serial").attr("type", "pty").child(element("target").attr("port", 0)))
+            .child(
+                element("serial")
+                    .attr("type", "pty")
+                    .child(element("target").attr("port", 0)),
+            )
             .child(console("serial"));
     }
     if machine.has_agent() {
-        let target = element("target").attr("type", "virtio").attr("name", "org.qemu.guest_agent.0");
+        let target = element("target")
+            .attr("type", "virtio")
+            .attr("name", "org.qemu.guest_agent.0");
         devices = devices.child(element("channel").attr("type", "unix").child(target));
     }
     if let Some(listen) = &machine.vnc {
         devices = devices
-            .child(element("graphics").attr("type", "vnc").attr("autoport", "yes").attr("listen", listen))
+            .child(
+                element("graphics")
+                    .attr("type", "vnc")
+                    .attr("autoport", "yes")
+                    .attr("listen", listen),
+            )
             .child(element("video").child(element("model").attr("type", "vga")));
     }
     devices
@@ -155,7 +184,9 @@ fn devices(machine: &Machine, paths: &Paths) -> Element {
 
 /// Without it, a guest that was never booted before can wait for randomness.
 fn entropy(domain_type: DomainType) -> Option<Element> {
-    let source = element("backend").attr("model", "random").with_text("/dev/urandom");
+    let source = element("backend")
+        .attr("model", "random")
+        .with_text("/dev/urandom");
     match domain_type {
         DomainType::Kvm | DomainType::Qemu => Some(element("rng").attr("model", "virtio").child(source)),
         DomainType::Lxc | DomainType::Test => None,
@@ -163,7 +194,10 @@ fn entropy(domain_type: DomainType) -> Option<Element> {
 }
 
 fn qcow2(path: &Path, target: &str, bus: &str) -> Element {
-    let driver = element("driver").attr("name", "qemu").attr("type", "qcow2").attr("discard", "unmap");
+    let driver = element("driver")
+        .attr("name", "qemu")
+        .attr("type", "qcow2")
+        .attr("discard", "unmap");
     disk(path, "disk", driver, target, bus)
 }
 
@@ -179,6 +213,14 @@ fn disk(path: &Path, device: &str, driver: Element, target: &str, bus: &str) -> 
         .child(driver)
         .child(element("source").attr("file", path.display()))
         .child(element("target").attr("dev", target).attr("bus", bus))
+}
+
+/// Every controller is named: those that libvirt adds itself are of a model that few guests have a driver for.
+fn scsi_controller(index: u8) -> Element {
+    element("controller")
+        .attr("type", "scsi")
+        .attr("index", index)
+        .attr("model", "virtio-scsi")
 }
 
 /// Device names are libvirt's keys of disks: vda, vdb, ... on virtio; sda, ... shared by scsi and sata.
@@ -230,7 +272,9 @@ fn container(machine: &Machine, paths: &Paths, metadata: &Metadata) -> Element {
     let cputune = element("cputune")
         .child(leaf("period", &PERIOD_US.to_string()))
         .child(leaf("quota", &(PERIOD_US * i64::from(machine.cpus)).to_string()));
-    let os = element("os").child(leaf("type", "exe")).child(leaf("init", "/sbin/init"));
+    let os = element("os")
+        .child(leaf("type", "exe"))
+        .child(leaf("init", "/sbin/init"));
     let root = element("filesystem")
         .attr("type", "file")
         .attr("accessmode", "passthrough")

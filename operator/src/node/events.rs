@@ -60,15 +60,31 @@ impl Tell {
         let (warning, reason, action, note) = match self {
             Self::Defined => (false, "DomainDefined", "Define", "defined the domain".to_owned()),
             Self::Started => (false, "DomainStarted", "Start", "started the domain".to_owned()),
-            Self::PoweredOff => (false, "DomainPoweredOff", "Destroy", "powered the domain off".to_owned()),
-            Self::AskedToShutDown => (false, "ShutdownRequested", "Shutdown", "asked the guest to shut down".to_owned()),
-            Self::Suspended => (false, "DomainSuspended", "Suspend", "suspended the domain".to_owned()),
+            Self::PoweredOff => (
+                false,
+                "DomainPoweredOff",
+                "Destroy",
+                "powered the domain off".to_owned(),
+            ),
+            Self::AskedToShutDown => (
+                false,
+                "ShutdownRequested",
+                "Shutdown",
+                "asked the guest to shut down".to_owned(),
+            ),
+            Self::Suspended => (
+                false,
+                "DomainSuspended",
+                "Suspend",
+                "suspended the domain".to_owned(),
+            ),
             Self::Resumed => (false, "DomainResumed", "Resume", "resumed the domain".to_owned()),
             Self::Stopped => (
                 true,
                 "DomainStopped",
                 "Start",
-                "the domain was stopped outside of VirtShell; powerState is Running, so it is started again".to_owned(),
+                "the domain was stopped outside of VirtShell; powerState is Running, so it is started again"
+                    .to_owned(),
             ),
             Self::Undefined => (
                 true,
@@ -79,7 +95,11 @@ impl Tell {
             Self::Problem(reason, message) => (true, *reason, "Converge", message.clone()),
         };
         Event {
-            type_: if warning { EventType::Warning } else { EventType::Normal },
+            type_: if warning {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            },
             reason: reason.to_owned(),
             // The API takes 1 KiB.
             note: Some(note.chars().take(1000).collect()),

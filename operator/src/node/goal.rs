@@ -236,7 +236,12 @@ pub fn goal(instance: &Instance, host: &str, offer: &Offer) -> Result<Goal, NoGo
     let status = instance.status.as_ref();
     let resolved = status.and_then(|s| s.resolved.as_ref());
     let ours = instance.spec.host.as_deref() == Some(host)
-        && instance.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER_DOMAIN)
+        && instance
+            .metadata
+            .finalizers
+            .iter()
+            .flatten()
+            .any(|f| f == FINALIZER_DOMAIN)
         && !instance.is_launch_parent();
     if !ours {
         return Err(NoGoal::NotOurs);
@@ -245,7 +250,10 @@ pub fn goal(instance: &Instance, host: &str, offer: &Offer) -> Result<Goal, NoGo
         return Ok(Goal::Gone(Removal {
             id: identity,
             driver: resolved.and_then(|r| r.driver),
-            stop: Stop { mode: delete_mode(instance.spec.stop_mode), ..stop(instance, instance.spec.stop_mode) },
+            stop: Stop {
+                mode: delete_mode(instance.spec.stop_mode),
+                ..stop(instance, instance.spec.stop_mode)
+            },
             retain_disks: instance.spec.deletion_policy == DeletionPolicy::RetainDisks,
         }));
     }
@@ -285,7 +293,10 @@ fn domain_type(driver: Driver, offer: &Offer) -> Result<DomainType, NoGoal> {
     let why = offer.refused.iter().find(|(d, _)| *d == driver);
     Err(NoGoal::DriverUnavailable {
         driver,
-        why: why.map_or_else(|| "the agent has no connection for it".to_owned(), |(_, why)| why.clone()),
+        why: why.map_or_else(
+            || "the agent has no connection for it".to_owned(),
+            |(_, why)| why.clone(),
+        ),
     })
 }
 
@@ -306,7 +317,10 @@ fn machine(
     }
     // The node follows each generation at once; `resolved` speaks for what the spec leaves out.
     let cpus = spec.cpus.or(resolved.cpus).unwrap_or(DEFAULT_CPUS);
-    let memory_mib = spec.memory_mib.or(resolved.memory_mib).unwrap_or(DEFAULT_MEMORY_MIB);
+    let memory_mib = spec
+        .memory_mib
+        .or(resolved.memory_mib)
+        .unwrap_or(DEFAULT_MEMORY_MIB);
     let consoles = spec.consoles.clone().unwrap_or_default();
     Ok(Machine {
         driver,
@@ -398,7 +412,10 @@ fn interfaces(interfaces: &[Interface], uid: &str, offer: &Offer) -> Vec<Machine
             name: i.name.clone(),
             source: source(i),
             model: i.model.as_str(),
-            mac: i.mac.as_ref().map_or_else(|| mac(uid, &i.name), |mac| mac.to_lowercase()),
+            mac: i
+                .mac
+                .as_ref()
+                .map_or_else(|| mac(uid, &i.name), |mac| mac.to_lowercase()),
         })
         .collect()
 }
@@ -435,7 +452,12 @@ fn seed(instance: &Instance, cloud_init: CloudInit, resolved: &Resolved) -> Seed
 
 /// What a container cannot have is refused, not ignored.
 fn fits_a_container(instance: &Instance, machine: &Machine) -> Result<(), NoGoal> {
-    let refuse = |field, why: &str| Err(NoGoal::Unsupported { field, why: why.to_owned() });
+    let refuse = |field, why: &str| {
+        Err(NoGoal::Unsupported {
+            field,
+            why: why.to_owned(),
+        })
+    };
     if machine.vnc.is_some() {
         return refuse("consoles", "a container has no display; leave vnc out");
     }
@@ -443,11 +465,17 @@ fn fits_a_container(instance: &Instance, machine: &Machine) -> Result<(), NoGoal
         return refuse("disks", "a container has only its root; leave disks out");
     }
     if machine.image.as_ref().is_some_and(|i| i.boot.is_some()) {
-        return refuse("image", "a container boots no kernel of its own; use an image without boot");
+        return refuse(
+            "image",
+            "a container boots no kernel of its own; use an image without boot",
+        );
     }
     if machine.image.is_none() {
         let blank = instance.spec.blank == Some(true);
-        return refuse(if blank { "blank" } else { "image" }, "a container needs an image with a root file system");
+        return refuse(
+            if blank { "blank" } else { "image" },
+            "a container needs an image with a root file system",
+        );
     }
     Ok(())
 }
@@ -467,7 +495,9 @@ impl Machine {
 
     /// Every image that must be in the cache before its files can be made: the root's first.
     pub fn images(&self) -> impl Iterator<Item = &ResolvedImage> {
-        self.image.iter().chain(self.disks.iter().filter_map(|d| d.image.as_ref()))
+        self.image
+            .iter()
+            .chain(self.disks.iter().filter_map(|d| d.image.as_ref()))
     }
 
     /// Keeps what this host chose when the domain was defined, where the spec still leaves it open: a host that gained
@@ -483,9 +513,11 @@ impl Machine {
             self.max_memory_mib = kept.unwrap_or(self.max_memory_mib);
         }
         if self.defaulted.contains(&"interfaces") {
+            let default = default_interface(&self.id.uid);
             match applied.get("interfaces").map(String::as_str) {
                 Some("") => self.interfaces.clear(),
-                Some(_) if self.interfaces.is_empty() => self.interfaces = vec![default_interface(&self.id.uid)],
+                Some(kept) if kept == describe(&default) => self.interfaces = vec![default],
+                // Cards of the user's own, who has left them out since.
                 Some(_) | None => {}
             }
         }
@@ -495,9 +527,17 @@ impl Machine {
     /// here, so that nothing needs to compare XML, which libvirt rewrites.
     #[must_use]
     pub fn applied(&self) -> Applied {
-        let disks: Vec<String> = self.disks.iter().map(|d| format!("{}:{}", d.name, d.bus)).collect();
+        let disks: Vec<String> = self
+            .disks
+            .iter()
+            .map(|d| format!("{}:{}", d.name, d.bus))
+            .collect();
         let interfaces: Vec<String> = self.interfaces.iter().map(describe).collect();
-        let consoles = format!("serial={} vnc={}", self.serial, self.vnc.as_deref().unwrap_or("none"));
+        let consoles = format!(
+            "serial={} vnc={}",
+            self.serial,
+            self.vnc.as_deref().unwrap_or("none")
+        );
         [
             ("driver", self.domain_type.as_str().to_owned()),
             ("cpus", self.cpus.to_string()),
@@ -515,7 +555,12 @@ impl Machine {
 }
 
 fn describe(interface: &MachineInterface) -> String {
-    let MachineInterface { name, source, model, mac } = interface;
+    let MachineInterface {
+        name,
+        source,
+        model,
+        mac,
+    } = interface;
     match source {
         InterfaceSource::Network(network) => format!("{name}:network={network}:{model}:{mac}"),
         InterfaceSource::Bridge(bridge) => format!("{name}:bridge={bridge}:{model}:{mac}"),

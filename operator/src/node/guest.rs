@@ -69,7 +69,10 @@ impl Guests {
     /// What a guest said last; nothing while it is not watched.
     #[must_use]
     pub fn view(&self, uid: &str) -> GuestView {
-        self.lock().get(uid).map(|watched| watched.view.clone()).unwrap_or_default()
+        self.lock()
+            .get(uid)
+            .map(|watched| watched.view.clone())
+            .unwrap_or_default()
     }
 
     /// Watches this run of the domain, unless it is watched already.
@@ -81,7 +84,10 @@ impl Guests {
         clock: impl Fn() -> Moment + Send + Sync + 'static,
     ) {
         let mut map = self.lock();
-        if map.get(&watch.uid).is_some_and(|watched| watched.run == watch.run) {
+        if map
+            .get(&watch.uid)
+            .is_some_and(|watched| watched.run == watch.run)
+        {
             return;
         }
         let poke = Arc::new(Notify::new());
@@ -93,7 +99,12 @@ impl Guests {
             watch: watch.clone(),
         };
         let task = tokio::spawn(watcher.run(clock)).abort_handle();
-        let new = Watched { run: watch.run, view: GuestView::default(), poke, task };
+        let new = Watched {
+            run: watch.run,
+            view: GuestView::default(),
+            poke,
+            task,
+        };
         if let Some(old) = map.insert(watch.uid, new) {
             old.task.abort();
         }
@@ -116,7 +127,9 @@ impl Guests {
     /// Takes over what this run said; returns whether that is news.
     fn put(&self, watch: &Watch, view: &GuestView) -> bool {
         let mut map = self.lock();
-        let Some(watched) = map.get_mut(&watch.uid).filter(|w| w.run == watch.run) else { return false };
+        let Some(watched) = map.get_mut(&watch.uid).filter(|w| w.run == watch.run) else {
+            return false;
+        };
         let news = watched.view != *view;
         watched.view = view.clone();
         news
@@ -163,7 +176,11 @@ impl Watcher {
         if self.watch.has_agent {
             // Calling an agent whose channel is closed is an error in libvirtd's log, and takes its deadline.
             let open = self.read("look at", Link::agent_is_open).await.unwrap_or(false);
-            let answers = open && self.agent("ping", |link, uuid| link.ping_agent(uuid, AGENT_DEADLINE)).await.is_ok();
+            let answers = open
+                && self
+                    .agent("ping", |link, uuid| link.ping_agent(uuid, AGENT_DEADLINE))
+                    .await
+                    .is_ok();
             // Before its first answer a guest boots: that is no news.
             if answers || view.agent.is_some() {
                 view.agent = Some(answers);
@@ -173,25 +190,43 @@ impl Watcher {
             }
         }
         let found = if view.agent == Some(true) {
-            self.agent("read the addresses of", |link, uuid| link.addresses(uuid, AddressSource::Agent)).await
+            self.agent("read the addresses of", |link, uuid| {
+                link.addresses(uuid, AddressSource::Agent)
+            })
+            .await
         } else {
-            self.read("read the leases of", |link, uuid| link.addresses(uuid, AddressSource::Lease)).await
+            self.read("read the leases of", |link, uuid| {
+                link.addresses(uuid, AddressSource::Lease)
+            })
+            .await
         };
         match found {
             Ok(mut interfaces) => {
                 interfaces.sort_by(|a, b| a.mac.cmp(&b.mac));
                 view.interfaces = interfaces;
             }
-            Err(error) => tracing::debug!(instance.uid = self.watch.uid, error = chain(&error), "no addresses"),
+            Err(error) => tracing::debug!(
+                instance.uid = self.watch.uid,
+                error = chain(&error),
+                "no addresses"
+            ),
         }
         view
     }
 
-    async fn read<T: Send + 'static>(&self, what: &'static str, question: Question<T>) -> Result<T, HypervisorError> {
+    async fn read<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        question: Question<T>,
+    ) -> Result<T, HypervisorError> {
         self.call(Lane::Read, what, READ_DEADLINE, question).await
     }
 
-    async fn agent<T: Send + 'static>(&self, what: &'static str, question: Question<T>) -> Result<T, HypervisorError> {
+    async fn agent<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        question: Question<T>,
+    ) -> Result<T, HypervisorError> {
         self.call(Lane::Agent, what, AGENT_DEADLINE * 2, question).await
     }
 
@@ -203,7 +238,11 @@ impl Watcher {
         question: Question<T>,
     ) -> Result<T, HypervisorError> {
         let uuid = self.watch.uuid.clone();
-        self.connection.call(lane, &self.watch.uid, what, deadline, move |link| question(link, &uuid)).await
+        self.connection
+            .call(lane, &self.watch.uid, what, deadline, move |link| {
+                question(link, &uuid)
+            })
+            .await
     }
 }
 

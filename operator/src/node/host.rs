@@ -7,14 +7,15 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use serde_json::json;
 use tokio::sync::Notify;
 use virtshell_crds::condition::{
-    HARDWARE_VIRTUALIZATION, LIBVIRT_CONNECTED, READY, SCHEDULABLE, STORAGE_HEALTHY, Status, condition, upsert,
+    HARDWARE_VIRTUALIZATION, LIBVIRT_CONNECTED, READY, SCHEDULABLE, STORAGE_HEALTHY, Status, condition,
+    upsert,
 };
 use virtshell_crds::host::{CachedImage, Capacity, Cpu, ForeignDomain, Hypervisor, OrphanDomain};
 use virtshell_crds::instance::{Addresses, Driver};
@@ -38,8 +39,19 @@ const LIST_DEADLINE: Duration = Duration::from_secs(10);
 const MOST_FOREIGN: usize = 100;
 /// The top-level fields of status that the node owns.
 const OWNED: &[&str] = &[
-    "observedGeneration", "capacity", "drivers", "hypervisor", "cpu", "hostname", "nodeName", "addresses", "images",
-    "foreignDomains", "foreignDomainCount", "orphanDomains", "conditions",
+    "observedGeneration",
+    "capacity",
+    "drivers",
+    "hypervisor",
+    "cpu",
+    "hostname",
+    "nodeName",
+    "addresses",
+    "images",
+    "foreignDomains",
+    "foreignDomainCount",
+    "orphanDomains",
+    "conditions",
 ];
 
 /// What does not change while the agent runs.
@@ -56,7 +68,10 @@ pub struct Machine {
 
 /// What the host offers, by what its libvirt connections said.
 #[must_use]
-pub fn offer<'a>(connections: impl Iterator<Item = (Driver, &'a str, Option<Facts>)>, machine: &Machine) -> Offer {
+pub fn offer<'a>(
+    connections: impl Iterator<Item = (Driver, &'a str, Option<Facts>)>,
+    machine: &Machine,
+) -> Offer {
     let mut offer = Offer::default();
     for (driver, uri, facts) in connections {
         let Some(facts) = facts else {
@@ -83,7 +98,9 @@ fn domain_type(driver: Driver, hypervisor: &str, machine: &Machine) -> Result<Do
         ("QEMU", Driver::Kvm, KvmSupport::Unusable { reason }) => Err(format!(
             "hardware virtualization is not usable ({reason}) and the agent runs without --allow-emulation"
         )),
-        (other, _, _) => Err(format!("its libvirt connection is to {other}, which cannot run it")),
+        (other, _, _) => Err(format!(
+            "its libvirt connection is to {other}, which cannot run it"
+        )),
     }
 }
 
@@ -102,7 +119,10 @@ pub async fn run(context: Arc<Context>, machine: Machine, look: Arc<Notify>) {
 
 async fn once(context: &Arc<Context>, machine: &Machine) -> kube::Result<()> {
     let connections = context.connections.iter();
-    let now_offered = offer(connections.map(|(driver, c)| (*driver, c.uri(), c.facts())), machine);
+    let now_offered = offer(
+        connections.map(|(driver, c)| (*driver, c.uri(), c.facts())),
+        machine,
+    );
     let changed = {
         let mut offer = context.offer.write().unwrap_or_else(PoisonError::into_inner);
         let changed = *offer != now_offered;
@@ -134,7 +154,10 @@ async fn create(api: &Api<Host>, context: &Context, machine: &Machine) -> kube::
         node_name: Some(machine.node_name.clone()).filter(|name| !name.is_empty()),
         ..HostSpec::default()
     };
-    match api.create(&PostParams::default(), &Host::new(&context.host, spec)).await {
+    match api
+        .create(&PostParams::default(), &Host::new(&context.host, spec))
+        .await
+    {
         Err(kube::Error::Api(answer)) if answer.is_already_exists() => api.get(&context.host).await,
         other => other,
     }
@@ -191,15 +214,26 @@ fn images(context: &Context) -> Vec<CachedImage> {
 }
 
 /// Sorts the domains into those of our Instances, orphans and foreign ones.
-async fn domains(context: &Arc<Context>, driver: Driver, connection: &Arc<Connection>, seen: &mut Surroundings) {
-    let listed = connection.call(Lane::Read, "all domains", "list", LIST_DEADLINE, Link::list).await;
+async fn domains(
+    context: &Arc<Context>,
+    driver: Driver,
+    connection: &Arc<Connection>,
+    seen: &mut Surroundings,
+) {
+    let listed = connection
+        .call(Lane::Read, "all domains", "list", LIST_DEADLINE, Link::list)
+        .await;
     let Ok(listed) = listed else { return };
     for domain in listed {
         match &domain.owner {
             Some(owner) if context.instances.get(&owner.uid).is_some() => {}
             Some(owner) => {
-                // One that may belong to another host's binding by now, or that could not be asked for, is no orphan.
-                if is_gone(context, &owner.namespace, &owner.name, &owner.uid).await == Some(true) {
+                // Without files of ours it is another VirtShell's on the same libvirt. One that may belong to another
+                // host's binding by now, or that could not be asked for, is no orphan either.
+                let made_here = context.storage.files(&owner.uid).dir.is_dir();
+                if !made_here {
+                    seen.foreign.push(foreign(driver, domain));
+                } else if is_gone(context, &owner.namespace, &owner.name, &owner.uid).await == Some(true) {
                     stop_autostart(connection, &domain).await;
                     let (name, uid) = (domain.name.clone(), owner.uid.clone());
                     seen.orphans.push(OrphanDomain { name, uid });
@@ -208,7 +242,8 @@ async fn domains(context: &Arc<Context>, driver: Driver, connection: &Arc<Connec
             None => seen.foreign.push(foreign(driver, domain)),
         }
     }
-    seen.foreign.sort_by(|a, b| (&a.driver, &a.name).cmp(&(&b.driver, &b.name)));
+    seen.foreign
+        .sort_by(|a, b| (&a.driver, &a.name).cmp(&(&b.driver, &b.name)));
     seen.orphans.sort_by(|a, b| a.name.cmp(&b.name));
 }
 
@@ -225,9 +260,13 @@ async fn stop_autostart(connection: &Arc<Connection>, domain: &Listed) {
         return;
     }
     let uuid = domain.uuid.clone();
-    let stopped = connection.call(Lane::Act, &domain.uuid, "clear autostart of", LIST_DEADLINE, move |link| {
-        link.set_autostart(&uuid, false)
-    });
+    let stopped = connection.call(
+        Lane::Act,
+        &domain.uuid,
+        "clear autostart of",
+        LIST_DEADLINE,
+        move |link| link.set_autostart(&uuid, false),
+    );
     if let Err(error) = stopped.await {
         tracing::warn!(domain.name = domain.name, %error, "autostart of an orphan cannot be cleared");
     }
@@ -255,8 +294,12 @@ fn addresses() -> Addresses {
             .and_then(|a| a.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip())))
             .or_else(|| address.and_then(|a| a.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))));
         match ip {
-            Some(IpAddr::V4(v4)) if !v4.is_loopback() && !v4.is_link_local() => found.ipv4.push(v4.to_string()),
-            Some(IpAddr::V6(v6)) if !v6.is_loopback() && !v6.is_unicast_link_local() => found.ipv6.push(v6.to_string()),
+            Some(IpAddr::V4(v4)) if !v4.is_loopback() && !v4.is_link_local() => {
+                found.ipv4.push(v4.to_string());
+            }
+            Some(IpAddr::V6(v6)) if !v6.is_loopback() && !v6.is_unicast_link_local() => {
+                found.ipv6.push(v6.to_string());
+            }
             Some(_) | None => {}
         }
     }
@@ -266,12 +309,19 @@ fn addresses() -> Addresses {
 }
 
 fn status(host: &Host, machine: &Machine, offer: &Offer, seen: &Surroundings) -> HostStatus {
-    let facts = seen.facts.iter().find(|(d, _)| *d != Driver::Lxc).or(seen.facts.first()).map(|(_, facts)| facts);
+    let facts = seen
+        .facts
+        .iter()
+        .find(|(d, _)| *d != Driver::Lxc)
+        .or(seen.facts.first())
+        .map(|(_, facts)| facts);
     let old = host.status.clone().unwrap_or_default();
     let more = seen.foreign.len() > MOST_FOREIGN;
     HostStatus {
         observed_generation: host.metadata.generation,
-        capacity: facts.map(|facts| capacity(facts, seen.room.as_ref())).or(old.capacity),
+        capacity: facts
+            .map(|facts| capacity(facts, seen.room.as_ref()))
+            .or(old.capacity),
         drivers: offer.drivers.iter().map(|(driver, _)| *driver).collect(),
         hypervisor: facts.map(|facts| Hypervisor {
             type_: facts.driver.clone(),
@@ -312,59 +362,113 @@ fn cpu(facts: &Facts) -> Cpu {
     }
 }
 
-fn conditions(
-    host: &Host,
-    machine: &Machine,
-    offer: &Offer,
-    seen: &Surroundings,
-) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+/// The conditions that the node says, with the transition times that they had.
+fn conditions(host: &Host, machine: &Machine, offer: &Offer, seen: &Surroundings) -> Vec<Condition> {
+    let said = say(host.spec.enabled, machine, offer, seen);
+    let old = host
+        .status
+        .as_ref()
+        .map(|s| s.conditions.clone())
+        .unwrap_or_default();
+    let mine = |c: &Condition| said.iter().any(|(type_, ..)| *type_ == c.type_);
+    let mut list: Vec<Condition> = old.into_iter().filter(mine).collect();
+    let now = Time(Timestamp::now());
+    for (type_, status, reason, message) in said {
+        upsert(
+            &mut list,
+            condition(
+                type_,
+                status,
+                reason,
+                message,
+                host.metadata.generation,
+                now.clone(),
+            ),
+        );
+    }
+    list
+}
+
+type Said = (&'static str, Status, &'static str, String);
+
+fn say(enabled: bool, machine: &Machine, offer: &Offer, seen: &Surroundings) -> [Said; 5] {
     let serves = !offer.drivers.is_empty();
-    let healthy = seen.room.as_ref().map(|room| !room.is_nearly_full());
-    let enabled = host.spec.enabled;
+    let nearly_full = seen.room.as_ref().is_some_and(Room::is_nearly_full);
     let down = seen.down.join(", ");
-    let unavailable: Vec<String> = offer.refused.iter().map(|(driver, why)| format!("{driver}: {why}")).collect();
+    let unavailable: Vec<String> = offer
+        .refused
+        .iter()
+        .map(|(driver, why)| format!("{driver}: {why}"))
+        .collect();
     let unavailable = unavailable.join("; ");
-    let said = [
+    let no = String::new;
+    [
         if serves {
             (READY, Status::True, "AgentServes", unavailable)
         } else {
             (READY, Status::False, "NoDriver", unavailable)
         },
         if seen.down.is_empty() {
-            (LIBVIRT_CONNECTED, Status::True, "Connected", String::new())
+            (LIBVIRT_CONNECTED, Status::True, "Connected", no())
         } else {
-            (LIBVIRT_CONNECTED, Status::False, "Disconnected", format!("no answer from {down}; is libvirtd running?"))
+            let text = format!("no answer from {down}; is libvirtd running?");
+            (LIBVIRT_CONNECTED, Status::False, "Disconnected", text)
         },
-        match (serves, enabled, healthy) {
-            (_, false, _) => (SCHEDULABLE, Status::False, "Disabled", "spec.enabled is false".to_owned()),
-            (false, _, _) => (SCHEDULABLE, Status::False, "NoDriver", "no driver answers".to_owned()),
-            (_, _, Some(false)) => (SCHEDULABLE, Status::False, "NoRoom", "the data directory is nearly full".to_owned()),
-            (true, true, Some(true) | None) => (SCHEDULABLE, Status::True, "Open", String::new()),
+        if !enabled {
+            (
+                SCHEDULABLE,
+                Status::False,
+                "Disabled",
+                "spec.enabled is false".to_owned(),
+            )
+        } else if !serves {
+            (
+                SCHEDULABLE,
+                Status::False,
+                "NoDriver",
+                "no driver answers".to_owned(),
+            )
+        } else if nearly_full {
+            (
+                SCHEDULABLE,
+                Status::False,
+                "NoRoom",
+                "the data directory is nearly full".to_owned(),
+            )
+        } else {
+            (SCHEDULABLE, Status::True, "Open", no())
         },
-        match (healthy, &seen.room) {
-            (Some(true), _) => (STORAGE_HEALTHY, Status::True, "Room", String::new()),
-            (Some(false), Some(room)) => {
-                let text = format!("{} MiB are free of {}; make room in the data directory", room.free_mib, room.total_mib);
-                (STORAGE_HEALTHY, Status::False, "NearlyFull", text)
-            }
-            (_, _) => (STORAGE_HEALTHY, Status::Unknown, "NotAnswering", "the file system does not say".to_owned()),
-        },
+        storage_healthy(seen.room.as_ref()),
         match &machine.kvm {
-            KvmSupport::Usable => (HARDWARE_VIRTUALIZATION, Status::True, "Usable", String::new()),
+            KvmSupport::Usable => (HARDWARE_VIRTUALIZATION, Status::True, "Usable", no()),
             KvmSupport::Unusable { reason } if machine.allow_emulation => {
-                (HARDWARE_VIRTUALIZATION, Status::False, "Emulated", format!("{reason}; guests of driver kvm run emulated"))
+                let text = format!("{reason}; guests of driver kvm run emulated");
+                (HARDWARE_VIRTUALIZATION, Status::False, "Emulated", text)
             }
-            KvmSupport::Unusable { reason } => (HARDWARE_VIRTUALIZATION, Status::False, "Unusable", reason.clone()),
+            KvmSupport::Unusable { reason } => {
+                (HARDWARE_VIRTUALIZATION, Status::False, "Unusable", reason.clone())
+            }
         },
-    ];
-    let mine: BTreeSet<&str> = said.iter().map(|(type_, ..)| *type_).collect();
-    let old = host.status.as_ref().map(|s| s.conditions.clone()).unwrap_or_default();
-    let mut list: Vec<_> = old.into_iter().filter(|c| mine.contains(c.type_.as_str())).collect();
-    let now = Time(Timestamp::now());
-    for (type_, status, reason, message) in said {
-        upsert(&mut list, condition(type_, status, reason, message, host.metadata.generation, now.clone()));
+    ]
+}
+
+fn storage_healthy(room: Option<&Room>) -> Said {
+    match room {
+        None => (
+            STORAGE_HEALTHY,
+            Status::Unknown,
+            "NotAnswering",
+            "the file system does not say".to_owned(),
+        ),
+        Some(room) if room.is_nearly_full() => {
+            let text = format!(
+                "{} MiB are free of {}; make room in the data directory",
+                room.free_mib, room.total_mib
+            );
+            (STORAGE_HEALTHY, Status::False, "NearlyFull", text)
+        }
+        Some(_) => (STORAGE_HEALTHY, Status::True, "Room", String::new()),
     }
-    list
 }
 
 #[cfg(test)]
@@ -372,8 +476,19 @@ mod tests {
     use super::*;
 
     fn machine(usable: bool, allow_emulation: bool) -> Machine {
-        let kvm = if usable { KvmSupport::Usable } else { KvmSupport::Unusable { reason: "no svm".into() } };
-        Machine { node_name: String::new(), hostname: "h".into(), kvm, allow_emulation }
+        let kvm = if usable {
+            KvmSupport::Usable
+        } else {
+            KvmSupport::Unusable {
+                reason: "no svm".into(),
+            }
+        };
+        Machine {
+            node_name: String::new(),
+            hostname: "h".into(),
+            kvm,
+            allow_emulation,
+        }
     }
 
     #[test]
@@ -381,7 +496,11 @@ mod tests {
         let (usable, emulated, refused) = (machine(true, false), machine(false, true), machine(false, false));
         assert_eq!(domain_type(Driver::Kvm, "QEMU", &usable), Ok(DomainType::Kvm));
         assert_eq!(domain_type(Driver::Kvm, "QEMU", &emulated), Ok(DomainType::Qemu));
-        assert!(domain_type(Driver::Kvm, "QEMU", &refused).unwrap_err().contains("--allow-emulation"));
+        assert!(
+            domain_type(Driver::Kvm, "QEMU", &refused)
+                .unwrap_err()
+                .contains("--allow-emulation")
+        );
         assert_eq!(domain_type(Driver::Qemu, "QEMU", &refused), Ok(DomainType::Qemu));
         assert_eq!(domain_type(Driver::Lxc, "LXC", &refused), Ok(DomainType::Lxc));
         assert!(domain_type(Driver::Lxc, "QEMU", &usable).is_err());
@@ -390,8 +509,16 @@ mod tests {
 
     #[test]
     fn a_connection_that_is_down_is_no_offer() {
-        let facts = Facts { driver: "QEMU".into(), cpus: 2, default_network: true, ..Facts::default() };
-        let list = [(Driver::Qemu, "qemu:///system", Some(facts)), (Driver::Lxc, "lxc:///system", None)];
+        let facts = Facts {
+            driver: "QEMU".into(),
+            cpus: 2,
+            default_network: true,
+            ..Facts::default()
+        };
+        let list = [
+            (Driver::Qemu, "qemu:///system", Some(facts)),
+            (Driver::Lxc, "lxc:///system", None),
+        ];
         let offer = offer(list.into_iter(), &machine(false, false));
         assert_eq!((offer.cpus, offer.default_network), (2, true));
         assert_eq!(offer.drivers, [(Driver::Qemu, DomainType::Qemu)]);

@@ -110,7 +110,10 @@ impl HypervisorError {
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         match self {
-            Self::Disconnected { .. } | Self::TimedOut { .. } | Self::Stuck { .. } | Self::Unreadable { .. } => true,
+            Self::Disconnected { .. }
+            | Self::TimedOut { .. }
+            | Self::Stuck { .. }
+            | Self::Unreadable { .. } => true,
             Self::Refused { .. } => false,
         }
     }

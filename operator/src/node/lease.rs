@@ -31,7 +31,10 @@ pub async fn run(context: Arc<Context>, namespace: String) {
 
 async fn renew(api: &Api<Lease>, name: &str, context: &Context) -> kube::Result<Lease> {
     let lease = Lease {
-        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            ..ObjectMeta::default()
+        },
         spec: Some(LeaseSpec {
             holder_identity: Some(context.host.clone()),
             lease_duration_seconds: Some(40),
@@ -39,5 +42,10 @@ async fn renew(api: &Api<Lease>, name: &str, context: &Context) -> kube::Result<
             ..LeaseSpec::default()
         }),
     };
-    api.patch(name, &PatchParams::apply(&context.manager).force(), &Patch::Apply(&lease)).await
+    api.patch(
+        name,
+        &PatchParams::apply(&context.manager).force(),
+        &Patch::Apply(&lease),
+    )
+    .await
 }

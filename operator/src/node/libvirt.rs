@@ -108,14 +108,20 @@ impl Link {
         virt::error::clear_error_callback();
         let connect = Connect::open(Some(uri)).map_err(|e| disconnected(&e))?;
         if !uri.starts_with("test:") {
-            connect.set_keep_alive(KEEPALIVE.0, KEEPALIVE.1).map_err(|e| disconnected(&e))?;
+            connect
+                .set_keep_alive(KEEPALIVE.0, KEEPALIVE.1)
+                .map_err(|e| disconnected(&e))?;
         }
-        Ok(Self { connect, uri: uri.to_owned() })
+        Ok(Self {
+            connect,
+            uri: uri.to_owned(),
+        })
     }
 
     /// Calls `sink` on the event loop's thread for each event.
     pub fn subscribe(&self, sink: impl Fn(Notice) + Send + Sync + 'static) -> Answer<Subscription> {
-        libvirt_ffi::subscribe(&self.connect, sink).map_err(|e| self.failed("subscribe to events of", "all domains", &e))
+        libvirt_ffi::subscribe(&self.connect, sink)
+            .map_err(|e| self.failed("subscribe to events of", "all domains", &e))
     }
 
     /// Whether the connection answers.
@@ -127,21 +133,36 @@ impl Link {
     fn failed(&self, what: &'static str, domain: &str, error: &Error) -> HypervisorError {
         let source = libvirt_error(error);
         if source.kind == LibvirtErrorKind::Connection {
-            return HypervisorError::Disconnected { uri: self.uri.clone(), source: Some(source) };
+            return HypervisorError::Disconnected {
+                uri: self.uri.clone(),
+                source: Some(source),
+            };
         }
-        HypervisorError::Refused { what, domain: domain.to_owned(), source }
+        HypervisorError::Refused {
+            what,
+            domain: domain.to_owned(),
+            source,
+        }
     }
 
     // --- Reading ----------------------------------------------------------------------------------------------------
 
     /// The domain of an Instance: found by UUID, else by name; ours only by its metadata.
     pub fn observe(&self, id: &Identity) -> Answer<DomainState> {
-        let by_uuid = self.present(self.connect.lookup_domain_by_uuid_string(&id.uid), &id.domain_name)?;
+        let by_uuid = self.present(
+            self.connect.lookup_domain_by_uuid_string(&id.uid),
+            &id.domain_name,
+        )?;
         let found = match by_uuid {
             Some(domain) => Some(domain),
-            None => self.present(self.connect.lookup_domain_by_name(&id.domain_name), &id.domain_name)?,
+            None => self.present(
+                self.connect.lookup_domain_by_name(&id.domain_name),
+                &id.domain_name,
+            )?,
         };
-        let Some(domain) = found else { return Ok(DomainState::Absent) };
+        let Some(domain) = found else {
+            return Ok(DomainState::Absent);
+        };
         let seen = self.read(&domain, &id.uid);
         match seen {
             // It went away between two questions: then it is not there.
@@ -191,13 +212,17 @@ impl Link {
     fn metadata(&self, domain: &Domain, name: &str, copy: u32) -> Answer<Option<Metadata>> {
         let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
         match domain.metadata(kind, Some(DOMAIN_METADATA_NAMESPACE), copy) {
-            Ok(text) => Metadata::parse(&text).map(Some).map_err(|source| HypervisorError::Unreadable {
-                domain: name.to_owned(),
-                source,
-            }),
+            Ok(text) => Metadata::parse(&text)
+                .map(Some)
+                .map_err(|source| HypervisorError::Unreadable {
+                    domain: name.to_owned(),
+                    source,
+                }),
             Err(error) => match libvirt_error(&error).kind {
                 // A domain undefined while it runs has no configuration to ask; one that just ended no live copy.
-                LibvirtErrorKind::NoMetadata | LibvirtErrorKind::WrongState | LibvirtErrorKind::BadDefinition => Ok(None),
+                LibvirtErrorKind::NoMetadata
+                | LibvirtErrorKind::WrongState
+                | LibvirtErrorKind::BadDefinition => Ok(None),
                 LibvirtErrorKind::Connection
                 | LibvirtErrorKind::NoDomain
                 | LibvirtErrorKind::NoNetwork
@@ -220,7 +245,9 @@ impl Link {
                     && target.attribute("state") == Some("connected")
             })
         };
-        Ok(read.find(&["devices"]).is_some_and(|devices| devices.named("channel").any(open)))
+        Ok(read
+            .find(&["devices"])
+            .is_some_and(|devices| devices.named("channel").any(open)))
     }
 
     /// Whether the guest agent has its channel open.
@@ -353,7 +380,9 @@ impl Link {
     /// Removes the configuration, and what hangs on it; absent already is success.
     pub fn undefine(&self, uuid: &str) -> Answer<()> {
         let domain = match self.domain(uuid) {
-            Err(HypervisorError::Refused { source, .. }) if source.kind == LibvirtErrorKind::NoDomain => return Ok(()),
+            Err(HypervisorError::Refused { source, .. }) if source.kind == LibvirtErrorKind::NoDomain => {
+                return Ok(());
+            }
             other => other?,
         };
         let everything = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -374,7 +403,9 @@ impl Link {
     /// Changes the number of CPUs of the running domain.
     pub fn set_vcpus(&self, uuid: &str, cpus: i32) -> Answer<()> {
         let cpus = u32::try_from(cpus).unwrap_or(1);
-        let set = self.domain(uuid)?.set_vcpus_flags(cpus, sys::VIR_DOMAIN_VCPU_LIVE);
+        let set = self
+            .domain(uuid)?
+            .set_vcpus_flags(cpus, sys::VIR_DOMAIN_VCPU_LIVE);
         self.done("change the CPUs of", uuid, set.map(drop))
     }
 
@@ -390,7 +421,9 @@ impl Link {
         let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
         let (text, uri) = (metadata.to_text(), Some(DOMAIN_METADATA_NAMESPACE));
         let copy = sys::VIR_DOMAIN_AFFECT_LIVE;
-        let set = self.domain(uuid)?.set_metadata(kind, Some(&text), Some(PREFIX), uri, copy);
+        let set = self
+            .domain(uuid)?
+            .set_metadata(kind, Some(&text), Some(PREFIX), uri, copy);
         self.done("write the metadata of", uuid, set)
     }
 
@@ -434,7 +467,9 @@ fn guest_interface(found: virt::domain::Interface) -> Option<GuestInterface> {
     Some(GuestInterface {
         mac,
         ipv4: texts(ipv4).filter(|a| !a.starts_with("169.254.")).collect(),
-        ipv6: texts(ipv6).filter(|a| !a.to_lowercase().starts_with("fe80:")).collect(),
+        ipv6: texts(ipv6)
+            .filter(|a| !a.to_lowercase().starts_with("fe80:"))
+            .collect(),
     })
 }
 
@@ -442,7 +477,9 @@ fn power(domain: &Domain) -> Result<Power, Error> {
     let (state, reason) = domain.state()?;
     Ok(match state {
         Enum::Known(VirtState::Paused) => Power::Paused(match reason {
-            Enum::Known(DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError))) => PausedBy::IoError,
+            Enum::Known(DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError))) => {
+                PausedBy::IoError
+            }
             Enum::Known(_) | Enum::Unknown(_) => PausedBy::Request,
         }),
         Enum::Known(VirtState::Shutoff) => Power::Off,
@@ -472,7 +509,12 @@ fn state_word(state: virt::domain::DomainStateEnum) -> &'static str {
 }
 
 fn version(number: u32) -> String {
-    format!("{}.{}.{}", number / 1_000_000, number / 1000 % 1000, number % 1000)
+    format!(
+        "{}.{}.{}",
+        number / 1_000_000,
+        number / 1000 % 1000,
+        number % 1000
+    )
 }
 
 fn libvirt_error(error: &Error) -> LibvirtError {
@@ -493,10 +535,15 @@ fn libvirt_error(error: &Error) -> LibvirtError {
         sys::VIR_ERR_NO_SUPPORT | sys::VIR_ERR_OPERATION_UNSUPPORTED | sys::VIR_ERR_ARGUMENT_UNSUPPORTED => {
             LibvirtErrorKind::Unsupported
         }
-        sys::VIR_ERR_RPC | sys::VIR_ERR_NO_CONNECT | sys::VIR_ERR_INVALID_CONN => LibvirtErrorKind::Connection,
+        sys::VIR_ERR_RPC | sys::VIR_ERR_NO_CONNECT | sys::VIR_ERR_INVALID_CONN => {
+            LibvirtErrorKind::Connection
+        }
         // "client socket is closed" and its kin are internal errors of the RPC layer.
         _ if from_rpc => LibvirtErrorKind::Connection,
         _ => LibvirtErrorKind::Other,
     };
-    LibvirtError { kind, message: error.message().to_owned() }
+    LibvirtError {
+        kind,
+        message: error.message().to_owned(),
+    }
 }

@@ -36,7 +36,8 @@ impl Metadata {
     /// As the element that stands in `<metadata>`.
     #[must_use]
     pub fn to_element(&self) -> Element {
-        self.tree(&format!("{PREFIX}:")).attr(&format!("xmlns:{PREFIX}"), DOMAIN_METADATA_NAMESPACE)
+        self.tree(&format!("{PREFIX}:"))
+            .attr(&format!("xmlns:{PREFIX}"), DOMAIN_METADATA_NAMESPACE)
     }
 
     /// As text for libvirt's metadata call, which adds prefix and namespace itself.
@@ -53,9 +54,11 @@ impl Metadata {
             .attr("name", &self.name)
             .attr("provisioned", self.provisioned)
             .attr("restartToken", &self.restart_token)
-            .with_children(self.applied.iter().map(|(field, value)| {
-                named("applied").attr("field", field).attr("value", value)
-            }))
+            .with_children(
+                self.applied
+                    .iter()
+                    .map(|(field, value)| named("applied").attr("field", field).attr("value", value)),
+            )
     }
 
     /// Reads the element, as libvirt's metadata call returns it.
@@ -105,17 +108,29 @@ mod tests {
             name: "web".into(),
             restart_token: "<now> & 'then'".into(),
             provisioned: true,
-            applied: [("cpus".to_owned(), "2".to_owned()), ("disks".to_owned(), "a=1'".to_owned())].into(),
+            applied: [
+                ("cpus".to_owned(), "2".to_owned()),
+                ("disks".to_owned(), "a=1'".to_owned()),
+            ]
+            .into(),
         };
         assert_eq!(Metadata::parse(&metadata.to_text()).unwrap(), metadata);
-        assert_eq!(Metadata::parse(&metadata.to_element().render()).unwrap(), metadata);
+        assert_eq!(
+            Metadata::parse(&metadata.to_element().render()).unwrap(),
+            metadata
+        );
         assert!(Metadata::parse("<instance name='x'/>").is_err());
         assert!(Metadata::parse("<other uid='x'/>").is_err());
     }
 
     #[test]
     fn differences_name_fields_on_either_side() {
-        let map = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect()
+        };
         let have: Applied = map(&[("cpus", "1"), ("memoryMiB", "64"), ("vnc", "x")]);
         let want: Applied = map(&[("cpus", "2"), ("memoryMiB", "64"), ("disks", "d")]);
         assert_eq!(differing(&have, &want), ["cpus", "disks", "vnc"]);

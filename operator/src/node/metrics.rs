@@ -48,11 +48,31 @@ impl Metrics {
             writes: Counter::default(),
         };
         let registry = registry.sub_registry_with_prefix("virtshell_node");
-        registry.register("reconcile_seconds", "How long reconciles took", inner.reconciles.clone());
-        registry.register("reconcile_errors", "Reconciles that failed, by reason", inner.errors.clone());
-        registry.register("libvirt_call_seconds", "How long calls to libvirt took", inner.calls.clone());
-        registry.register("queue_length", "Instances that wait for or are in a reconcile", inner.queue.clone());
-        registry.register("status_writes", "Writes to the status of Instances", inner.writes.clone());
+        registry.register(
+            "reconcile_seconds",
+            "How long reconciles took",
+            inner.reconciles.clone(),
+        );
+        registry.register(
+            "reconcile_errors",
+            "Reconciles that failed, by reason",
+            inner.errors.clone(),
+        );
+        registry.register(
+            "libvirt_call_seconds",
+            "How long calls to libvirt took",
+            inner.calls.clone(),
+        );
+        registry.register(
+            "queue_length",
+            "Instances that wait for or are in a reconcile",
+            inner.queue.clone(),
+        );
+        registry.register(
+            "status_writes",
+            "Writes to the status of Instances",
+            inner.writes.clone(),
+        );
         Self(Arc::new(inner))
     }
 
@@ -66,7 +86,10 @@ impl Metrics {
 
     /// A call to libvirt has ended, or was given up.
     pub fn libvirt_call(&self, call: &'static str, took: Duration) {
-        self.0.calls.get_or_create(&Call { call }).observe(took.as_secs_f64());
+        self.0
+            .calls
+            .get_or_create(&Call { call })
+            .observe(took.as_secs_f64());
     }
 
     /// The queue has this length.

@@ -105,12 +105,19 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let drivers = drivers(&args.drivers)?;
     let client = cluster::connect(args.kubeconfig.as_deref()).await?;
-    let hostname = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let hostname = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default();
     let host = args.host_name.clone().unwrap_or_else(|| hostname.to_lowercase());
-    let options = Options { allow_file_images: args.allow_file_images, ..Options::default() };
+    let options = Options {
+        allow_file_images: args.allow_file_images,
+        ..Options::default()
+    };
     let data_dir = args.data_dir.clone();
     let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir, options)).await??;
-    libvirt_ffi::start_event_loop().map_err(|why| anyhow::anyhow!("libvirt's event loop cannot be started: {why}"))?;
+    libvirt_ffi::start_event_loop()
+        .map_err(|why| anyhow::anyhow!("libvirt's event loop cannot be started: {why}"))?;
     let kvm = kvm_probe::probe().await;
     tracing::info!(host.name = host, ?kvm, "serving this host");
 
@@ -120,7 +127,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (signals, heard) = mpsc::unbounded_channel();
     let (requests, queue) = queue::queue();
     let connections = connections(&drivers, &metrics, &signals);
-    let reporter = Reporter { controller: "virtshell-node".to_owned(), instance: Some(host.clone()) };
+    let reporter = Reporter {
+        controller: "virtshell-node".to_owned(),
+        instance: Some(host.clone()),
+    };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         client: client.clone(),
@@ -154,7 +164,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     team.spawn(lease::run(Arc::clone(&context), args.namespace));
     team.spawn(listen(Arc::clone(&context), heard, Arc::clone(&look)));
-    team.spawn(work(Arc::clone(&context), machine, look, queue, readiness.clone()));
+    team.spawn(work(
+        Arc::clone(&context),
+        machine,
+        look,
+        queue,
+        readiness.clone(),
+    ));
     tokio::select! {
         ended = probes::serve(args.listen, readiness, registry) => {
             ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen))
@@ -187,9 +203,15 @@ async fn work(
     let reconciles = {
         let context = Arc::clone(&context);
         let metrics = context.metrics.clone();
-        queue::run(queue, metrics, move |uid| reconcile::reconcile(Arc::clone(&context), uid))
+        queue::run(queue, metrics, move |uid| {
+            reconcile::reconcile(Arc::clone(&context), uid)
+        })
     };
-    tokio::join!(host::run(Arc::clone(&context), machine, look), watch::run(context, ready), reconciles);
+    tokio::join!(
+        host::run(Arc::clone(&context), machine, look),
+        watch::run(context, ready),
+        reconciles
+    );
 }
 
 /// Which driver is where. The defaults are the system connections; `--driver` replaces or adds.
@@ -234,7 +256,9 @@ fn connections(
         let connection = by_uri.entry(uri).or_insert_with(|| {
             let (signals, name) = (signals.clone(), uri.clone());
             // The receiver lives as long as the process.
-            Connection::new(uri, metrics.clone(), move |signal| drop(signals.send((name.clone(), signal))))
+            Connection::new(uri, metrics.clone(), move |signal| {
+                drop(signals.send((name.clone(), signal)));
+            })
         });
         connections.insert(*driver, Arc::clone(connection));
     }
@@ -259,7 +283,9 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
                 tracing::debug!(uri, ?signal, "libvirt");
                 // What happened in between was not heard: everything is looked at.
                 for instance in context.instances.all() {
-                    context.requests.now(instance.metadata.uid.as_deref().unwrap_or_default());
+                    context
+                        .requests
+                        .now(instance.metadata.uid.as_deref().unwrap_or_default());
                 }
                 look.notify_one();
             }
@@ -290,7 +316,11 @@ mod tests {
         assert_eq!(given(&[]).unwrap()[&Driver::Lxc], "lxc:///system");
         let test = given(&["kvm=test:///default"]).unwrap();
         assert_eq!((test.len(), test[&Driver::Kvm].as_str()), (1, "test:///default"));
-        for (bad, words) in [("kvm", "DRIVER=URI"), ("kvm=", "DRIVER=URI"), ("xen=x", "use kvm, qemu or lxc")] {
+        for (bad, words) in [
+            ("kvm", "DRIVER=URI"),
+            ("kvm=", "DRIVER=URI"),
+            ("xen=x", "use kvm, qemu or lxc"),
+        ] {
             assert!(given(&[bad]).unwrap_err().to_string().contains(words), "{bad}");
         }
     }

@@ -114,7 +114,12 @@ pub struct Performer<'a> {
 impl Performer<'_> {
     /// Executes one step and notes in `record` what later looks need to know of it.
     pub async fn perform(&self, action: &Action, record: &mut Record) -> Result<(), PerformError> {
-        tracing::debug!(instance.uid = self.id.uid, domain = self.id.domain_name, ?action, "step");
+        tracing::debug!(
+            instance.uid = self.id.uid,
+            domain = self.id.domain_name,
+            ?action,
+            "step"
+        );
         let began = Instant::now();
         match action {
             Action::MakeRoot
@@ -124,20 +129,33 @@ impl Performer<'_> {
             | Action::RemoveFiles { .. } => self.files(action, record).await?,
             Action::Define(metadata) => {
                 if let Some(machine) = self.machine {
-                    let xml = domain_xml(machine, &self.paths(machine, record), metadata);
+                    let xml = domain_xml(machine, &self.paths(machine, record).await?, metadata);
                     let name = self.id.domain_name.clone();
-                    self.change("define", move |link| link.define(&name, &xml)).await?;
+                    self.change("define", move |link| link.define(&name, &xml))
+                        .await?;
                 }
             }
-            Action::SetAutostart(on) => self.on_domain("set autostart of", *on, Link::set_autostart).await?,
+            Action::SetAutostart(on) => {
+                self.on_domain("set autostart of", *on, Link::set_autostart)
+                    .await?;
+            }
             Action::Start { paused } => {
+                if self.machine.is_some_and(|m| m.driver == Driver::Lxc) {
+                    self.context.storage.container_root(&self.id.uid).await?;
+                }
                 self.on_domain("start", *paused, Link::start).await?;
                 note_start(record, self.context.now());
                 record.timings.start_ms = millis(began);
                 return Ok(());
             }
-            Action::Suspend => self.on_domain("suspend", (), |link, uuid, ()| link.suspend(uuid)).await?,
-            Action::Resume => self.on_domain("resume", (), |link, uuid, ()| link.resume(uuid)).await?,
+            Action::Suspend => {
+                self.on_domain("suspend", (), |link, uuid, ()| link.suspend(uuid))
+                    .await?;
+            }
+            Action::Resume => {
+                self.on_domain("resume", (), |link, uuid, ()| link.resume(uuid))
+                    .await?;
+            }
             Action::Ask { agent } => self.ask(*agent, record).await?,
             Action::Destroy => {
                 record.expected_off = true;
@@ -149,15 +167,21 @@ impl Performer<'_> {
                 self.hot("cpus", set, record)?;
             }
             Action::SetMemory(mib) => {
-                let set = self.on_domain("change the memory of", *mib, Link::set_memory).await;
+                let set = self
+                    .on_domain("change the memory of", *mib, Link::set_memory)
+                    .await;
                 self.hot("memoryMiB", set, record)?;
             }
             Action::SetLiveMetadata(metadata) => {
                 let mut metadata = metadata.clone();
                 // What was refused a moment ago has not been reached.
-                metadata.applied.retain(|field, value| record.memory.refused.get(field) != Some(value));
-                self.on_domain("write the metadata of", metadata, |link, uuid, m| link.set_live_metadata(uuid, &m))
-                    .await?;
+                metadata
+                    .applied
+                    .retain(|field, value| record.memory.refused.get(field) != Some(value));
+                self.on_domain("write the metadata of", metadata, |link, uuid, m| {
+                    link.set_live_metadata(uuid, &m)
+                })
+                .await?;
             }
         }
         record.timings.define_ms += millis(began);
@@ -173,7 +197,11 @@ impl Performer<'_> {
         call: impl FnOnce(&Link, &str) -> Result<(), HypervisorError> + Send + 'static,
     ) -> Result<(), HypervisorError> {
         let uuid = self.uuid.clone();
-        self.connection.call(Lane::Act, &self.id.uid, what, deadline, move |link| call(link, &uuid)).await
+        self.connection
+            .call(Lane::Act, &self.id.uid, what, deadline, move |link| {
+                call(link, &uuid)
+            })
+            .await
     }
 
     async fn change(
@@ -181,7 +209,9 @@ impl Performer<'_> {
         what: &'static str,
         call: impl FnOnce(&Link) -> Result<(), HypervisorError> + Send + 'static,
     ) -> Result<(), HypervisorError> {
-        self.connection.call(Lane::Act, &self.id.uid, what, CHANGE_DEADLINE, call).await
+        self.connection
+            .call(Lane::Act, &self.id.uid, what, CHANGE_DEADLINE, call)
+            .await
     }
 
     async fn on_domain<T: Send + 'static>(
@@ -190,22 +220,38 @@ impl Performer<'_> {
         value: T,
         call: impl FnOnce(&Link, &str, T) -> Result<(), HypervisorError> + Send + 'static,
     ) -> Result<(), HypervisorError> {
-        self.call(what, CHANGE_DEADLINE, move |link, uuid| call(link, uuid, value)).await
+        self.call(what, CHANGE_DEADLINE, move |link, uuid| call(link, uuid, value))
+            .await
     }
 
     /// A guest that cannot be asked now is asked again: a refusal is no failure.
     async fn ask(&self, agent: bool, record: &mut Record) -> Result<(), HypervisorError> {
         record.expected_off = true;
         let now = self.context.now();
-        let asked = record.memory.asked.get_or_insert(Asked { since: now, last: now, times: 0 });
+        let asked = record.memory.asked.get_or_insert(Asked {
+            since: now,
+            last: now,
+            times: 0,
+        });
         (asked.last, asked.times) = (now, asked.times + 1);
         let lane = if agent { Lane::Agent } else { Lane::Act };
         let uuid = self.uuid.clone();
         let ask = move |link: &Link| link.ask_shutdown(&uuid, agent);
-        match self.connection.call(lane, &self.id.uid, "shut down", ASK_DEADLINE, ask).await {
-            Err(HypervisorError::Disconnected { uri, source }) => Err(HypervisorError::Disconnected { uri, source }),
+        match self
+            .connection
+            .call(lane, &self.id.uid, "shut down", ASK_DEADLINE, ask)
+            .await
+        {
+            Err(HypervisorError::Disconnected { uri, source }) => {
+                Err(HypervisorError::Disconnected { uri, source })
+            }
             Err(error) => {
-                tracing::info!(instance.uid = self.id.uid, agent, error = chain(&error), "the guest cannot be asked now");
+                tracing::info!(
+                    instance.uid = self.id.uid,
+                    agent,
+                    error = chain(&error),
+                    "the guest cannot be asked now"
+                );
                 Ok(())
             }
             Ok(()) => Ok(()),
@@ -213,11 +259,19 @@ impl Performer<'_> {
     }
 
     /// A live change that is refused waits for the next restart; it is no failure.
-    fn hot(&self, field: &str, set: Result<(), HypervisorError>, record: &mut Record) -> Result<(), HypervisorError> {
+    fn hot(
+        &self,
+        field: &str,
+        set: Result<(), HypervisorError>,
+        record: &mut Record,
+    ) -> Result<(), HypervisorError> {
         match set {
             Err(HypervisorError::Refused { source, .. }) => {
                 tracing::info!(instance.uid = self.id.uid, field, %source, "a live change was refused");
-                let value = self.machine.and_then(|m| m.applied().remove(field)).unwrap_or_default();
+                let value = self
+                    .machine
+                    .and_then(|m| m.applied().remove(field))
+                    .unwrap_or_default();
                 record.memory.refused.insert(field.to_owned(), value);
                 Ok(())
             }
@@ -236,9 +290,13 @@ impl Performer<'_> {
                 let image = machine.image.as_ref().and_then(|i| cached(record, i));
                 if machine.driver == Driver::Lxc {
                     let seed = self.seed(machine).await?;
-                    storage.create_root_with_seed(uid, image, machine.disk_mib, &seed).await?;
+                    storage
+                        .create_root_with_seed(uid, image, machine.disk_mib, &seed)
+                        .await?;
                 } else {
-                    storage.create_root_disk(uid, image, machine.driver, machine.disk_mib).await?;
+                    storage
+                        .create_root_disk(uid, image, machine.driver, machine.disk_mib)
+                        .await?;
                 }
             }
             (Action::MakeSeed, Some(machine)) => {
@@ -278,13 +336,15 @@ impl Performer<'_> {
             source,
         })?;
         let bytes = secret.data.and_then(|mut data| data.remove(key));
-        bytes.and_then(|bytes| String::from_utf8(bytes.0).ok()).ok_or_else(|| PerformError::SecretKey {
-            secret: name.to_owned(),
-            key: key.to_owned(),
-        })
+        bytes
+            .and_then(|bytes| String::from_utf8(bytes.0).ok())
+            .ok_or_else(|| PerformError::SecretKey {
+                secret: name.to_owned(),
+                key: key.to_owned(),
+            })
     }
 
-    fn paths(&self, machine: &Machine, record: &Record) -> Paths {
+    async fn paths(&self, machine: &Machine, record: &Record) -> Result<Paths, StorageError> {
         let files = self.context.storage.files(&self.id.uid);
         let iso: Option<PathBuf> = machine
             .image
@@ -292,20 +352,31 @@ impl Performer<'_> {
             .filter(|_| machine.installs())
             .and_then(|image| cached(record, image))
             .map(|image| image.path.clone());
-        Paths {
+        let root = match machine.driver {
+            Driver::Lxc => self.context.storage.container_root(&self.id.uid).await?,
+            Driver::Kvm | Driver::Qemu => files.root_qcow2.clone(),
+        };
+        Ok(Paths {
             disks: machine.disks.iter().map(|d| files.disk(&d.name)).collect(),
-            root: if machine.driver == Driver::Lxc { files.root_image } else { files.root_qcow2 },
+            root,
             seed: (machine.driver != Driver::Lxc).then_some(files.seed),
             iso,
-            kernel: record.boot.as_ref().map(|boot| (boot.kernel.clone(), boot.initrd.clone())),
-        }
+            kernel: record
+                .boot
+                .as_ref()
+                .map(|boot| (boot.kernel.clone(), boot.initrd.clone())),
+        })
     }
 }
 
 /// The cached content of an image.
 fn cached<'a>(record: &'a Record, image: &ResolvedImage) -> Option<&'a CachedImage> {
     let key = image_key(image);
-    record.images.iter().find(|(k, _)| *k == key).map(|(_, cached)| cached)
+    record
+        .images
+        .iter()
+        .find(|(k, _)| *k == key)
+        .map(|(_, cached)| cached)
 }
 
 /// What tells two images apart.
@@ -317,7 +388,11 @@ pub fn image_key(image: &ResolvedImage) -> String {
 fn note_start(record: &mut Record, now: Duration) {
     let starts = &mut record.memory.starts;
     let soon = starts.last.is_some_and(|last| now.saturating_sub(last) < STABLE);
-    starts.quick = if soon && !record.expected_off { starts.quick + 1 } else { 0 };
+    starts.quick = if soon && !record.expected_off {
+        starts.quick + 1
+    } else {
+        0
+    };
     starts.last = Some(now);
     record.expected_off = false;
     record.memory.asked = None;

@@ -135,8 +135,14 @@ impl Blocked {
 #[must_use]
 pub fn plan(goal: &Goal, seen: &Observed, now: Moment) -> Plan {
     match (goal, &seen.domain) {
-        // A foreign domain is never touched, not even when our object is deleted.
-        (Goal::Gone(removal), DomainState::Absent | DomainState::Foreign { .. }) => removed(removal, seen, vec![]),
+        // A foreign domain is never touched, not even when our object is deleted; nor are files that it may have open,
+        // should it be one of ours that lost its mark.
+        (Goal::Gone(removal), DomainState::Foreign { uuid, .. }) if *uuid == removal.id.uid => {
+            then(vec![], Next::Removed)
+        }
+        (Goal::Gone(removal), DomainState::Absent | DomainState::Foreign { .. }) => {
+            removed(removal, seen, vec![])
+        }
         (Goal::Gone(removal), DomainState::Ours(domain)) => remove(removal, domain, seen, now),
         (Goal::Present(_), DomainState::Foreign { name, uuid }) => blocked(Blocked::NameTaken {
             name: name.clone(),
@@ -159,7 +165,9 @@ fn blocked(why: Blocked) -> Plan {
 
 fn removed(removal: &Removal, seen: &Observed, mut actions: Vec<Action>) -> Plan {
     if seen.files.any {
-        actions.push(Action::RemoveFiles { retain_disks: removal.retain_disks });
+        actions.push(Action::RemoveFiles {
+            retain_disks: removal.retain_disks,
+        });
     }
     then(actions, Next::Removed)
 }
@@ -197,8 +205,13 @@ fn halt(stop: Stop, domain: &OurDomain, asked: Option<Asked>, now: Moment) -> Ha
     // The agent is the surer way when it is there; ACPI follows, should the agent only pretend.
     let by_agent = |times: u32| domain.agent_open && times.is_multiple_of(2);
     let ask = |times, deadline: Moment| {
-        let actions = vec![Action::Ask { agent: by_agent(times) }];
-        Halt::Asking(then(actions, Next::Wait(deadline.min(now + ASK_AGAIN), Waiting::Shutdown)))
+        let actions = vec![Action::Ask {
+            agent: by_agent(times),
+        }];
+        Halt::Asking(then(
+            actions,
+            Next::Wait(deadline.min(now + ASK_AGAIN), Waiting::Shutdown),
+        ))
     };
     let Some(asked) = asked else {
         return ask(0, now + stop.grace);
@@ -217,7 +230,13 @@ fn halt(stop: Stop, domain: &OurDomain, asked: Option<Asked>, now: Moment) -> Ha
     Halt::Asking(then(vec![], Next::Wait(deadline.min(again), Waiting::Shutdown)))
 }
 
-fn stop_running(stop: Stop, domain: &OurDomain, seen: &Observed, now: Moment, mut first: Vec<Action>) -> Plan {
+fn stop_running(
+    stop: Stop,
+    domain: &OurDomain,
+    seen: &Observed,
+    now: Moment,
+    mut first: Vec<Action>,
+) -> Plan {
     match halt(stop, domain, seen.memory.asked, now) {
         Halt::Off => {
             first.push(Action::Destroy);
@@ -274,13 +293,17 @@ fn missing_files(machine: &Machine, seen: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     match seen.files.root {
         None => actions.push(Action::MakeRoot),
-        Some(mib) if mib < machine.disk_mib => actions.push(Action::GrowDisk("root".to_owned(), machine.disk_mib)),
+        Some(mib) if mib < machine.disk_mib => {
+            actions.push(Action::GrowDisk("root".to_owned(), machine.disk_mib));
+        }
         Some(_) => {}
     }
     for disk in &machine.disks {
         match (seen.files.disks.get(&disk.name), disk.size_mib) {
             (None, _) => actions.push(Action::MakeDisk(disk.name.clone())),
-            (Some(mib), Some(wanted)) if *mib < wanted => actions.push(Action::GrowDisk(disk.name.clone(), wanted)),
+            (Some(mib), Some(wanted)) if *mib < wanted => {
+                actions.push(Action::GrowDisk(disk.name.clone(), wanted));
+            }
             (Some(_), _) => {}
         }
     }
@@ -338,12 +361,10 @@ fn converge(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment)
         (PowerState::Running | PowerState::Paused | PowerState::Stopped, Power::Off) => {
             inactive(machine, domain, seen, now)
         }
-        (PowerState::Stopped, Power::Running) => {
-            match reconfigure(machine, domain, seen) {
-                Some(first) => stop_running(machine.stop, domain, seen, now, first),
-                None => wait_for_image(now),
-            }
-        }
+        (PowerState::Stopped, Power::Running) => match reconfigure(machine, domain, seen) {
+            Some(first) => stop_running(machine.stop, domain, seen, now, first),
+            None => wait_for_image(now),
+        },
         // It cannot answer a request.
         (PowerState::Stopped, Power::Paused(PausedBy::Request | PausedBy::IoError)) => {
             then(vec![Action::Destroy], Next::Again)
@@ -420,7 +441,11 @@ fn active(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment) -
 
 /// What of the difference between the running domain and its goal can be changed while it runs.
 fn live_changes(machine: &Machine, domain: &OurDomain, seen: &Observed) -> Vec<Action> {
-    let Some(live) = domain.live.as_ref().filter(|_| machine.domain_type != DomainType::Lxc) else {
+    let Some(live) = domain
+        .live
+        .as_ref()
+        .filter(|_| machine.domain_type != DomainType::Lxc)
+    else {
         return vec![];
     };
     if domain.power != Power::Running {
@@ -432,11 +457,16 @@ fn live_changes(machine: &Machine, domain: &OurDomain, seen: &Observed) -> Vec<A
     for field in differing(&live.applied, &wanted) {
         let Some(value) = wanted.get(&field) else { continue };
         let within = |limit: &str, value: i64| {
-            live.applied.get(limit).and_then(|l| l.parse::<i64>().ok()).is_some_and(|limit| value <= limit)
+            live.applied
+                .get(limit)
+                .and_then(|l| l.parse::<i64>().ok())
+                .is_some_and(|limit| value <= limit)
         };
         let action = match field.as_str() {
             "cpus" if within("maxCpus", i64::from(machine.cpus)) => Action::SetVcpus(machine.cpus),
-            "memoryMiB" if within("maxMemoryMiB", machine.memory_mib) => Action::SetMemory(machine.memory_mib),
+            "memoryMiB" if within("maxMemoryMiB", machine.memory_mib) => {
+                Action::SetMemory(machine.memory_mib)
+            }
             _ => continue,
         };
         if seen.memory.refused.get(&field) == Some(value) {
@@ -462,7 +492,13 @@ pub fn restart_required(machine: &Machine, domain: &OurDomain, files: &Files) ->
     if files.root.is_some_and(|mib| mib < machine.disk_mib) {
         fields.push("diskMiB".to_owned());
     }
-    let small = |d: &MachineDisk| files.disks.get(&d.name).zip(d.size_mib).is_some_and(|(mib, wanted)| *mib < wanted);
+    let small = |d: &MachineDisk| {
+        files
+            .disks
+            .get(&d.name)
+            .zip(d.size_mib)
+            .is_some_and(|(mib, wanted)| *mib < wanted)
+    };
     if machine.disks.iter().any(small) && !fields.iter().any(|f| f == "disks") {
         fields.push("disks".to_owned());
     }

@@ -81,7 +81,9 @@ impl Schedule {
 
     /// The work has ended; `next` is when it wants to look again.
     fn done(&mut self, key: &str, next: Option<Instant>) {
-        let Some(entry) = self.entries.get_mut(key) else { return };
+        let Some(entry) = self.entries.get_mut(key) else {
+            return;
+        };
         entry.working = false;
         self.working -= 1;
         let next = [entry.next.take(), next].into_iter().flatten().min();
@@ -119,7 +121,8 @@ where
     let workers = Arc::new(Semaphore::new(WORKERS));
     loop {
         while let Some(key) = schedule.take_due(Instant::now()) {
-            let (requests, workers, working) = (queue.requests.clone(), Arc::clone(&workers), work(key.clone()));
+            let (requests, workers, working) =
+                (queue.requests.clone(), Arc::clone(&workers), work(key.clone()));
             tokio::spawn(async move {
                 let _worker = workers.acquire_owned().await;
                 // A task of its own, so that a panic ends one look and not the queue's knowledge of it.
@@ -127,7 +130,9 @@ where
                     tracing::error!(%panic, "a reconcile panicked");
                     Some(Duration::from_mins(1))
                 });
-                let _ = requests.0.send(Message::Done(key, next.map(|pause| Instant::now() + pause)));
+                let _ = requests
+                    .0
+                    .send(Message::Done(key, next.map(|pause| Instant::now() + pause)));
             });
         }
         metrics.queue_length(schedule.working);
@@ -160,7 +165,10 @@ mod tests {
         schedule.request("a", at(10));
         schedule.request("a", at(5));
         schedule.request("a", at(7));
-        assert_eq!((schedule.next_due(), schedule.take_due(at(4))), (Some(at(5)), None));
+        assert_eq!(
+            (schedule.next_due(), schedule.take_due(at(4))),
+            (Some(at(5)), None)
+        );
         assert_eq!(schedule.take_due(at(5)).as_deref(), Some("a"));
         // While it is worked on, requests wait and become one.
         schedule.request("a", at(6));

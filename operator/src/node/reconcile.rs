@@ -42,7 +42,10 @@ pub async fn reconcile(context: Arc<Context>, uid: String) -> Option<Duration> {
     let instance = context.instances.get(&uid)?;
     let began = Instant::now();
     let mut record = context.record(&uid);
-    let look = Look { context: &context, instance: &instance };
+    let look = Look {
+        context: &context,
+        instance: &instance,
+    };
     let (next, error) = match goal(&instance, &context.host, &context.offer()) {
         Err(NoGoal::NotOurs) => (None, None),
         Err(why) => look.refuse(&why, &mut record).await,
@@ -95,7 +98,10 @@ impl Look<'_> {
             return self.release(record).await;
         };
         let Some(connection) = self.context.connections.get(&driver) else {
-            let why = NoGoal::DriverUnavailable { driver, why: "the agent has no connection for it".to_owned() };
+            let why = NoGoal::DriverUnavailable {
+                driver,
+                why: "the agent has no connection for it".to_owned(),
+            };
             return self.refuse(&why, record).await;
         };
         for _ in 0..ROUNDS {
@@ -155,10 +161,14 @@ impl Look<'_> {
                     None => return (Some(RESYNC), None),
                 },
                 Next::Wait(until, waiting) => {
-                    let pause = until.saturating_sub(self.context.now()).max(Duration::from_millis(50));
+                    let pause = until
+                        .saturating_sub(self.context.now())
+                        .max(Duration::from_millis(50));
                     let outcome = match (&goal, waiting) {
                         (Goal::Gone(_), _) => Outcome::Deleting,
-                        (Goal::Present(_), waiting) => Outcome::Waiting(waiting, waiting_text(waiting, pause)),
+                        (Goal::Present(_), waiting) => {
+                            Outcome::Waiting(waiting, waiting_text(waiting, pause))
+                        }
                     };
                     self.report(machine, Some(&seen), &outcome, record).await;
                     return (Some(pause), None);
@@ -167,7 +177,8 @@ impl Look<'_> {
                     let pause = blocked.look_again();
                     let reason = super::report::blocked_reason(&blocked);
                     self.told(record, reason, super::report::explain(&blocked));
-                    self.report(machine, Some(&seen), &Outcome::Blocked(blocked), record).await;
+                    self.report(machine, Some(&seen), &Outcome::Blocked(blocked), record)
+                        .await;
                     return (Some(pause), Some(reason));
                 }
             }
@@ -176,11 +187,20 @@ impl Look<'_> {
         (Some(BACKOFF.0), None)
     }
 
-    async fn observe(&self, connection: &Arc<Connection>, id: &super::goal::Identity) -> Result<Seen, PerformError> {
+    async fn observe(
+        &self,
+        connection: &Arc<Connection>,
+        id: &super::goal::Identity,
+    ) -> Result<Seen, PerformError> {
         let whose = id.clone();
-        let asked = connection.call(Lane::Read, &id.uid, "look at", READ_DEADLINE, move |link| link.observe(&whose));
+        let asked = connection.call(Lane::Read, &id.uid, "look at", READ_DEADLINE, move |link| {
+            link.observe(&whose)
+        });
         let (domain, files) = tokio::join!(asked, self.context.storage.observe(&id.uid));
-        Ok(Seen { domain: domain?, files: files? })
+        Ok(Seen {
+            domain: domain?,
+            files: files?,
+        })
     }
 
     // --- Images -----------------------------------------------------------------------------------------------------
@@ -191,19 +211,31 @@ impl Look<'_> {
         let waiting_since = *record.waiting_since.get_or_insert_with(|| self.context.now());
         match tokio::time::timeout(IMAGE_PATIENCE, self.ensure(machine, record)).await {
             Ok(Ok(())) => {
-                let waited = self.context.now().saturating_sub(waiting_since).max(began.elapsed());
+                let waited = self
+                    .context
+                    .now()
+                    .saturating_sub(waiting_since)
+                    .max(began.elapsed());
                 record.timings.image_ms = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
                 record.waiting_since = None;
                 Ok(())
             }
             Ok(Err(error)) => {
                 record.waiting_since = None;
-                let failure = Failure { image: true, ..failure(&PerformError::Storage(error)) };
-                Err(self.report_failure(Some(machine), Some(seen), failure, record).await)
+                let failure = Failure {
+                    image: true,
+                    ..failure(&PerformError::Storage(error))
+                };
+                Err(self
+                    .report_failure(Some(machine), Some(seen), failure, record)
+                    .await)
             }
             Err(_) => {
                 let now = self.context.now();
-                if record.progress_told.is_none_or(|told| now.saturating_sub(told) >= PROGRESS_PERIOD) {
+                if record
+                    .progress_told
+                    .is_none_or(|told| now.saturating_sub(told) >= PROGRESS_PERIOD)
+                {
                     record.progress_told = Some(now);
                     let outcome = Outcome::Waiting(Waiting::Image, self.progress(machine));
                     self.report(Some(machine), Some(seen), &outcome, record).await;
@@ -229,10 +261,16 @@ impl Look<'_> {
 
     fn progress(&self, machine: &Machine) -> String {
         let storage = &self.context.storage;
-        let Some((image, progress)) = machine.images().find_map(|i| Some((i, storage.image_progress(i)?))) else {
+        let Some((image, progress)) = machine
+            .images()
+            .find_map(|i| Some((i, storage.image_progress(i)?)))
+        else {
             return "preparing the image".to_owned();
         };
-        let (done, rate) = (progress.bytes >> 20, progress.bytes_per_second as f64 / f64::from(1 << 20));
+        let (done, rate) = (
+            progress.bytes >> 20,
+            progress.bytes_per_second as f64 / f64::from(1 << 20),
+        );
         let of = match (progress.total, progress.percent()) {
             (Some(total), Some(percent)) => format!(" of {} MiB ({percent} %)", total >> 20),
             _ => " MiB".to_owned(),
@@ -242,17 +280,31 @@ impl Look<'_> {
 
     // --- Endings ----------------------------------------------------------------------------------------------------
 
-    async fn settled(&self, goal: &Goal, seen: &Seen, connection: &Arc<Connection>, record: &mut Record) -> Ended {
-        let Goal::Present(machine) = goal else { return (Some(RESYNC), None) };
+    async fn settled(
+        &self,
+        goal: &Goal,
+        seen: &Seen,
+        connection: &Arc<Connection>,
+        record: &mut Record,
+    ) -> Ended {
+        let Goal::Present(machine) = goal else {
+            return (Some(RESYNC), None);
+        };
         record.failures = 0;
         record.told.clear();
+        // A stop that was asked for and taken back is over: the next one has its own deadline.
+        record.memory.asked = None;
+        record.expected_off = false;
         match &seen.domain {
-            DomainState::Ours(domain) if domain.power == Power::Running => self.watch(machine, domain, connection, record),
+            DomainState::Ours(domain) if domain.power == Power::Running => {
+                self.watch(machine, domain, connection, record);
+            }
             DomainState::Ours(_) | DomainState::Absent | DomainState::Foreign { .. } => {
                 self.context.guests.stop(&machine.id.uid);
             }
         }
-        self.report(Some(machine), Some(seen), &Outcome::Settled, record).await;
+        self.report(Some(machine), Some(seen), &Outcome::Settled, record)
+            .await;
         (Some(RESYNC), None)
     }
 
@@ -264,10 +316,18 @@ impl Look<'_> {
             run: format!("{:?}", record.memory.starts.last),
             has_agent: machine.has_agent(),
         };
-        self.context.guests.watch(watch, connection, &self.context.requests, move || clock.now());
+        self.context
+            .guests
+            .watch(watch, connection, &self.context.requests, move || clock.now());
     }
 
-    async fn failed(&self, goal: &Goal, seen: Option<&Seen>, error: &PerformError, record: &mut Record) -> Ended {
+    async fn failed(
+        &self,
+        goal: &Goal,
+        seen: Option<&Seen>,
+        error: &PerformError,
+        record: &mut Record,
+    ) -> Ended {
         let machine = match goal {
             Goal::Present(machine) => Some(&**machine),
             Goal::Gone(_) => None,
@@ -285,20 +345,40 @@ impl Look<'_> {
         record.failures += 1;
         let pause = backoff(record.failures, &self.instance.uid().unwrap_or_default());
         let reason = failure.reason;
-        tracing::warn!(instance.name = self.instance.name_any(), reason, message = failure.message, "cannot converge");
+        tracing::warn!(
+            instance.name = self.instance.name_any(),
+            reason,
+            message = failure.message,
+            "cannot converge"
+        );
         self.told(record, reason, failure.message.clone());
-        self.report(machine, seen, &Outcome::Failed(failure), record).await;
+        self.report(machine, seen, &Outcome::Failed(failure), record)
+            .await;
         (Some(pause), Some(reason))
     }
 
     /// Writes the status, when it differs from what is there.
-    async fn report(&self, machine: Option<&Machine>, seen: Option<&Seen>, outcome: &Outcome, record: &mut Record) {
+    async fn report(
+        &self,
+        machine: Option<&Machine>,
+        seen: Option<&Seen>,
+        outcome: &Outcome,
+        record: &mut Record,
+    ) {
         let uid = self.instance.uid().unwrap_or_default();
         // The newest version: a write of ours may have come between.
-        let instance = self.context.instances.get(&uid).unwrap_or_else(|| Arc::clone(self.instance));
+        let instance = self
+            .context
+            .instances
+            .get(&uid)
+            .unwrap_or_else(|| Arc::clone(self.instance));
         let deleting = instance.meta().deletion_timestamp.is_some();
         let progresses = matches!(outcome, Outcome::Settled | Outcome::Waiting(..));
-        let outcome = if deleting && progresses { &Outcome::Deleting } else { outcome };
+        let outcome = if deleting && progresses {
+            &Outcome::Deleting
+        } else {
+            outcome
+        };
         let facts = Facts {
             instance: &instance,
             host: &self.context.host,
@@ -335,19 +415,31 @@ impl Look<'_> {
 
     /// The domain is gone: takes the finalizer away.
     async fn release(&self, record: &mut Record) -> Ended {
-        let left: Vec<_> = self.instance.finalizers().iter().filter(|f| *f != FINALIZER_DOMAIN).collect();
+        let left: Vec<_> = self
+            .instance
+            .finalizers()
+            .iter()
+            .filter(|f| *f != FINALIZER_DOMAIN)
+            .collect();
         let patch = json!({"metadata": {
             "resourceVersion": self.instance.resource_version(), "uid": self.instance.uid(), "finalizers": left,
         }});
         let name = self.instance.name_any();
-        match self.api().patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        match self
+            .api()
+            .patch(&name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
             Ok(_) => {}
             Err(kube::Error::Api(answer)) if answer.is_not_found() => {}
             Err(error) => {
                 record.failures += 1;
                 tracing::debug!(instance.name = name, %error, "the finalizer cannot be removed now");
                 // The watch brings the newer version; this look comes again in any case.
-                return (Some(Duration::from_millis(200) * record.failures.min(50)), Some("FinalizerNotRemoved"));
+                return (
+                    Some(Duration::from_millis(200) * record.failures.min(50)),
+                    Some("FinalizerNotRemoved"),
+                );
             }
         }
         tracing::info!(instance.name = name, "removed");
@@ -356,7 +448,10 @@ impl Look<'_> {
     }
 
     fn api(&self) -> Api<Instance> {
-        Api::namespaced(self.context.client.clone(), &self.instance.namespace().unwrap_or_default())
+        Api::namespaced(
+            self.context.client.clone(),
+            &self.instance.namespace().unwrap_or_default(),
+        )
     }
 
     // --- Events -----------------------------------------------------------------------------------------------------
@@ -384,7 +479,8 @@ impl Look<'_> {
     fn was_running(&self) -> bool {
         let status = self.instance.status.as_ref();
         status.is_some_and(|s| {
-            s.power_state == Some(PowerState::Running) && s.last_restart_token == self.instance.spec.restart_token
+            s.power_state == Some(PowerState::Running)
+                && s.last_restart_token == self.instance.spec.restart_token
         })
     }
 
@@ -397,7 +493,11 @@ impl Look<'_> {
     /// Tells of a problem once, not at each try.
     fn told(&self, record: &mut Record, reason: &'static str, message: String) {
         if record.told != message {
-            told(self.context, self.instance, &Tell::Problem(reason, message.clone()));
+            told(
+                self.context,
+                self.instance,
+                &Tell::Problem(reason, message.clone()),
+            );
             record.told = message;
         }
     }
@@ -438,7 +538,9 @@ fn waiting_text(waiting: Waiting, pause: Duration) -> String {
 /// that many that fail together do not come back together.
 fn backoff(failures: u32, uid: &str) -> Duration {
     let base = BACKOFF.0 * (1 << failures.saturating_sub(1).min(9));
-    let jitter = uid.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 256;
+    let jitter = uid.bytes().fold(0u32, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
+    }) % 256;
     base.min(BACKOFF.1).mul_f64(0.75 + f64::from(jitter) / 512.0)
 }
 
@@ -451,7 +553,8 @@ fn uuid(domain: &DomainState) -> Option<String> {
 
 fn has_images(machine: &Machine, record: &Record) -> bool {
     machine.images().all(|image| {
-        let content = image.url.is_empty() || record.images.iter().any(|(known, _)| *known == image_key(image));
+        let content =
+            image.url.is_empty() || record.images.iter().any(|(known, _)| *known == image_key(image));
         content && (image.boot.is_none() || record.boot.is_some())
     })
 }
@@ -462,7 +565,11 @@ pub fn files_of(files: Option<&ObservedFiles>) -> Files {
     files.map_or_else(Files::default, |files| Files {
         root: files.root.as_ref().map(|d| d.virtual_mib),
         seed: files.seed.is_some(),
-        disks: files.disks.iter().map(|(name, d)| (name.clone(), d.virtual_mib)).collect::<BTreeMap<_, _>>(),
+        disks: files
+            .disks
+            .iter()
+            .map(|(name, d)| (name.clone(), d.virtual_mib))
+            .collect::<BTreeMap<_, _>>(),
         any: files.root.is_some() || files.seed.is_some() || !files.disks.is_empty(),
     })
 }
@@ -482,7 +589,10 @@ mod tests {
         let uid = "8f0c21d4-1111-2222-3333-444444444444";
         for n in 1..9 {
             let (one, two) = (backoff(n, uid), backoff(n + 1, uid));
-            assert!(two > one && one >= BACKOFF.0.mul_f64(0.75), "{n}: {one:?} {two:?}");
+            assert!(
+                two > one && one >= BACKOFF.0.mul_f64(0.75),
+                "{n}: {one:?} {two:?}"
+            );
         }
         assert!(backoff(1000, uid) <= BACKOFF.1.mul_f64(1.25));
         assert_ne!(backoff(3, uid), backoff(3, "another"));

@@ -38,7 +38,11 @@ pub async fn run(api: Api<ServiceAccount>, account: String, file: PathBuf) {
         match renew_if_due(&api, &account, &file).await {
             Ok(true) => tracing::info!(account, "renewed the token"),
             Ok(false) => {}
-            Err(error) => tracing::warn!(account, error = super::hypervisor::chain(&error), "the token is not renewed"),
+            Err(error) => tracing::warn!(
+                account,
+                error = super::hypervisor::chain(&error),
+                "the token is not renewed"
+            ),
         }
         tokio::time::sleep(PERIOD).await;
     }
@@ -50,14 +54,29 @@ async fn renew_if_due(api: &Api<ServiceAccount>, account: &str, file: &Path) -> 
     if !is_due(present.trim(), Timestamp::now().as_second()) {
         return Ok(false);
     }
-    let spec = TokenRequestSpec { expiration_seconds: Some(LIFETIME), ..TokenRequestSpec::default() };
-    let request = TokenRequest { spec: Some(spec), ..TokenRequest::default() };
-    let answer = api.create_token_request(account, &PostParams::default(), &request).await;
+    let spec = TokenRequestSpec {
+        expiration_seconds: Some(LIFETIME),
+        ..TokenRequestSpec::default()
+    };
+    let request = TokenRequest {
+        spec: Some(spec),
+        ..TokenRequest::default()
+    };
+    let answer = api
+        .create_token_request(account, &PostParams::default(), &request)
+        .await;
     let answer = answer.map_err(|error| TokenError::Refused(account.to_owned(), error))?;
-    let token = answer.status.and_then(|s| s.token).filter(|t| !t.is_empty()).ok_or(TokenError::Empty)?;
+    let token = answer
+        .status
+        .and_then(|s| s.token)
+        .filter(|t| !t.is_empty())
+        .ok_or(TokenError::Empty)?;
     let target = file.to_owned();
     let written = tokio::task::spawn_blocking(move || replace(&target, &token)).await;
-    written.map_err(std::io::Error::other).and_then(|done| done).map_err(failed)?;
+    written
+        .map_err(std::io::Error::other)
+        .and_then(|done| done)
+        .map_err(failed)?;
     Ok(true)
 }
 
@@ -80,7 +99,12 @@ fn is_due(token: &str, now: i64) -> bool {
 fn replace(file: &Path, token: &str) -> std::io::Result<()> {
     let temp = file.with_extension("new");
     let mut options = std::fs::OpenOptions::new();
-    let mut open = options.write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+    let mut open = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temp)?;
     open.write_all(token.as_bytes())?;
     open.sync_all()?;
     std::fs::rename(&temp, file)
@@ -92,7 +116,10 @@ mod tests {
 
     #[test]
     fn a_token_is_due_when_half_of_its_life_is_over() {
-        let token = format!("h.{}.s", URL_SAFE_NO_PAD.encode(r#"{"iat":1000,"exp":2000,"sub":"x"}"#));
+        let token = format!(
+            "h.{}.s",
+            URL_SAFE_NO_PAD.encode(r#"{"iat":1000,"exp":2000,"sub":"x"}"#)
+        );
         for (now, due) in [(1000, false), (1499, false), (1500, true), (9000, true)] {
             assert_eq!(is_due(&token, now), due, "{now}");
         }
@@ -107,6 +134,9 @@ mod tests {
         std::fs::write(&file, "old").unwrap();
         replace(&file, "new").unwrap();
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "new");
-        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 }

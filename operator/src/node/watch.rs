@@ -54,7 +54,11 @@ fn changed(context: &Context, guarded: DeserializeGuard<Instance>) {
         Ok(instance) => instance,
         Err(error) => {
             // One object that does not decode must not stall the others.
-            tracing::error!(instance.name = error.metadata.name, error = error.error, "an Instance does not decode");
+            tracing::error!(
+                instance.name = error.metadata.name,
+                error = error.error,
+                "an Instance does not decode"
+            );
             return;
         }
     };

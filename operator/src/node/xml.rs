@@ -64,7 +64,10 @@ impl Element {
     /// The value of an attribute.
     #[must_use]
     pub fn attribute(&self, name: &str) -> Option<&str> {
-        self.attributes.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        self.attributes
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The text of a leaf.
@@ -143,7 +146,9 @@ pub fn parse(text: &str) -> Result<Element, XmlError> {
                 top(&mut open)?.text.push_str(&bytes);
             }
             Event::GeneralRef(reference) => {
-                let plain = unescape(&format!("&{};", &*reference)).map_err(|e| wrong(&e))?.into_owned();
+                let plain = unescape(&format!("&{};", &*reference))
+                    .map_err(|e| wrong(&e))?
+                    .into_owned();
                 top(&mut open)?.text.push_str(&plain);
             }
             Event::CData(bytes) => {
@@ -186,10 +191,21 @@ mod tests {
             .attr("type", "kvm")
             .child(element("name").with_text("a<b & 'c' \"d\""))
             .child(element("empty").attr("path", "x'y\"<&>"))
-            .child(element("devices").child(element("disk")).child(element("disk").attr("n", 2)));
+            .child(
+                element("devices")
+                    .child(element("disk"))
+                    .child(element("disk").attr("n", 2)),
+            );
         assert_eq!(parse(&document.render()).unwrap(), document);
         assert_eq!(document.find(&["devices", "disk"]).unwrap().attribute("n"), None);
-        assert_eq!(parse("<a:b xmlns:a='u'><a:c>1</a:c></a:b>").unwrap().find(&["c"]).unwrap().text(), "1");
+        assert_eq!(
+            parse("<a:b xmlns:a='u'><a:c>1</a:c></a:b>")
+                .unwrap()
+                .find(&["c"])
+                .unwrap()
+                .text(),
+            "1"
+        );
         for broken in ["", "text", "<a>", "<a></b>", "<a/><b/>"] {
             assert!(parse(broken).is_err(), "{broken}");
         }

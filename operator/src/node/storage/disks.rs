@@ -128,7 +128,7 @@ pub(super) async fn existing(name: &str, path: &Path) -> Result<Option<DiskInfo>
         {
             return Ok(None);
         }
-        if path.extension().is_some_and(|extension| extension == "img") {
+        if path.extension().is_none() {
             raw_info(path).map(Some)
         } else {
             qcow2_info(&name, path).map(Some)

@@ -6,8 +6,11 @@
 //! DATA_DIR/images/<sha256>.json    what it is
 //! DATA_DIR/urls/<key>.json         which content a URL gave
 //! DATA_DIR/roots/<sha256>.img      an archive as a small ext4 file system, copied for every container
-//! DATA_DIR/instances/<uid>/        root.qcow2 | root.img, seed.iso, disk-<name>.qcow2
+//! DATA_DIR/vm/<uid>/               root.qcow2 | root, seed.iso, disk-<name>.qcow2
 //! ```
+//!
+//! The names on the way to a container's root are short on purpose: libvirt takes loop device files of at most 63
+//! characters ([`LOOP_PATH`]), which `/var/lib/virtshell/vm/<uid>/root` just fits.
 //!
 //! A finished file appears under its name by rename; until then it has a name that starts with [`TEMP_PREFIX`].
 
@@ -15,6 +18,9 @@ use std::path::{Path, PathBuf};
 
 /// Start of the name of every half-made file; what an interrupted run left is removed by it.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
+
+/// Longest path of a loop device's file in libvirt, from the kernel's `LO_NAME_SIZE` (64 with the closing zero).
+pub(super) const LOOP_PATH: usize = 63;
 
 /// Files of one Instance. Only names: whether they exist is for [`super::Storage::observe`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,10 +39,10 @@ impl InstanceFiles {
     /// Paths for an Instance's uid under the data directory.
     #[must_use]
     pub fn new(data_dir: &Path, uid: &str) -> Self {
-        let dir = data_dir.join("instances").join(uid);
+        let dir = data_dir.join("vm").join(uid);
         Self {
             root_qcow2: dir.join("root.qcow2"),
-            root_image: dir.join("root.img"),
+            root_image: dir.join("root"),
             seed: dir.join("seed.iso"),
             dir,
         }
@@ -47,6 +53,14 @@ impl InstanceFiles {
     pub fn disk(&self, name: &str) -> PathBuf {
         self.dir.join(format!("disk-{name}.qcow2"))
     }
+}
+
+/// Where links to container roots with long paths are.
+pub(super) const LINKS: &str = "/run/virtshell";
+
+/// The link to a container's root.
+pub(super) fn short_link(uid: &str) -> PathBuf {
+    Path::new(LINKS).join(uid)
 }
 
 /// What a file name in an Instance's directory stands for.
@@ -64,7 +78,7 @@ pub(super) enum Role {
 pub(super) fn role(file_name: &str) -> Role {
     match file_name {
         "root.qcow2" => Role::Root,
-        "root.img" => Role::RootImage,
+        "root" => Role::RootImage,
         "seed.iso" => Role::Seed,
         _ if file_name.starts_with(TEMP_PREFIX) => Role::Temp,
         _ => file_name
@@ -101,7 +115,7 @@ mod tests {
     fn roles_of_file_names() {
         for (name, expected) in [
             ("root.qcow2", Role::Root),
-            ("root.img", Role::RootImage),
+            ("root", Role::RootImage),
             ("seed.iso", Role::Seed),
             ("disk-data.qcow2", Role::Disk("data".into())),
             ("disk-.qcow2", Role::Foreign),

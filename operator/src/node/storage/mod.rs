@@ -112,7 +112,7 @@ impl Storage {
             urls: data_dir.join("urls"),
             roots: data_dir.join("roots"),
         };
-        let instances = data_dir.join("instances");
+        let instances = data_dir.join("vm");
         for dir in [&dirs.images, &dirs.urls, &dirs.roots, &instances] {
             make_dir(dir)?;
             remove_leftovers(dir)?;
@@ -367,7 +367,43 @@ impl Storage {
     /// When a file cannot be removed.
     pub async fn remove(&self, uid: &str, retain_disks: bool) -> Result<(), StorageError> {
         let files = self.checked_files(uid)?;
-        blocking(move || disks::remove(&files, retain_disks)).await
+        let link = layout::short_link(uid);
+        blocking(move || {
+            if std::fs::read_link(&link).is_ok_and(|target| target == files.root_image) {
+                std::fs::remove_file(&link).map_err(StorageError::disk("removing", &link))?;
+            }
+            disks::remove(&files, retain_disks)
+        })
+        .await
+    }
+
+    /// The path by which libvirt can open a container's root: the file itself, or a link to it where the data directory's
+    /// own path is too long for a loop device.
+    ///
+    /// The link is made anew when it is missing: `/run` is empty after a reboot.
+    ///
+    /// # Errors
+    /// When the link cannot be made.
+    pub async fn container_root(&self, uid: &str) -> Result<PathBuf, StorageError> {
+        let file = self.checked_files(uid)?.root_image;
+        if file.as_os_str().len() <= layout::LOOP_PATH {
+            return Ok(file);
+        }
+        let link = layout::short_link(uid);
+        blocking(move || {
+            if std::fs::read_link(&link).is_ok_and(|target| target == file) {
+                return Ok(link);
+            }
+            let failed = StorageError::disk("linking", &link);
+            make_dir(Path::new(layout::LINKS))?;
+            let made = match std::fs::remove_file(&link) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                Ok(()) | Err(_) => std::os::unix::fs::symlink(&file, &link),
+            };
+            made.map_err(failed)?;
+            Ok(link)
+        })
+        .await
     }
 
     fn checked_files(&self, uid: &str) -> Result<InstanceFiles, StorageError> {

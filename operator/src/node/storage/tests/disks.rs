@@ -201,7 +201,7 @@ async fn removal_spares_what_is_not_ours_and_may_be_repeated() {
         storage.create_disk(UID, "data", None, Some(10)).await.unwrap();
         storage.create_seed(UID, &seed("a")).await.unwrap();
     };
-    let dir = format!("instances/{UID}");
+    let dir = format!("vm/{UID}");
     make().await;
     storage.remove(UID, true).await.unwrap();
     assert_eq!(bench.names(&dir), ["disk-data.qcow2", "root.qcow2"]);
@@ -235,7 +235,7 @@ async fn half_made_files_are_invisible_and_go_at_the_next_start() {
     assert!(observed.root.is_some() && observed.seed.is_none() && observed.disks.is_empty());
     drop(storage);
     bench.open();
-    assert_eq!(bench.names(&format!("instances/{UID}")), ["root.qcow2"]);
+    assert_eq!(bench.names(&format!("vm/{UID}")), ["root.qcow2"]);
     assert_eq!(bench.names("roots"), Vec::<String>::new());
     assert_eq!(bench.names("images"), Vec::<String>::new());
 }
@@ -248,7 +248,7 @@ async fn one_agent_per_data_directory() {
     assert_eq!(error.reason(), "DataDirInUse");
     drop(storage);
     bench.open();
-    for dir in ["images", "urls", "roots", "instances"] {
+    for dir in ["images", "urls", "roots", "vm"] {
         let mode = std::fs::metadata(bench.data().join(dir))
             .unwrap()
             .permissions()
