@@ -7,10 +7,12 @@ use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 use tokio::sync::Notify;
 use virtshell_crds::condition::{
@@ -113,6 +115,24 @@ pub async fn run(context: Arc<Context>, machine: Machine, look: Arc<Notify>) {
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             () = look.notified() => tokio::time::sleep(BURST).await,
+        }
+    }
+}
+
+/// Asks for a look whenever somebody edits the Host: its conditions must soon speak of the newest generation.
+pub async fn follow(context: Arc<Context>, look: Arc<Notify>) {
+    let api: Api<Host> = Api::all(context.client.clone());
+    let config = watcher::Config::default().fields(&format!("metadata.name={}", context.host));
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
+    let mut seen = None;
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(host) if seen == host.metadata.generation => {}
+            Ok(host) => {
+                seen = host.metadata.generation;
+                look.notify_one();
+            }
+            Err(error) => tracing::debug!(%error, "the watch of the Host failed; it is opened again"),
         }
     }
 }

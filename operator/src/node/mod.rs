@@ -208,6 +208,7 @@ async fn work(
         })
     };
     tokio::join!(
+        host::follow(Arc::clone(&context), Arc::clone(&look)),
         host::run(Arc::clone(&context), machine, look),
         watch::run(context, ready),
         reconciles

@@ -276,10 +276,11 @@ async fn writes(client: &Client) -> Result<()> {
         after - before - 1
     );
 
+    // The agent's answer and the address may be one write or two; after them nothing changes any more.
     let settled = |i: &Instance| {
-        i.status
-            .as_ref()
-            .is_some_and(|s| condition::is_true(&s.conditions, condition::AGENT_CONNECTED))
+        i.status.as_ref().is_some_and(|s| {
+            condition::is_true(&s.conditions, condition::AGENT_CONNECTED) && s.addresses.is_some()
+        })
     };
     if !settled(&seen) {
         watch_until(&api, &seen, settled).await?;
