@@ -20,4 +20,4 @@ step "Format: Rust" cargo fmt --all --check
 step "Format: Go" go_format
 step "Lints: shell" shellcheck "${scripts[@]}"
 step "Lints: Rust" cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
-RUSTDOCFLAGS="-D warnings" step "Documentation" cargo doc --workspace --no-deps --locked --quiet
+RUSTDOCFLAGS="-D warnings" step "Documentation" cargo doc --workspace --no-deps --document-private-items --locked --quiet

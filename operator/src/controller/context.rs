@@ -163,7 +163,7 @@ pub struct Context {
     pulse: Mutex<Pulse>,
     /// When sums were last written, by object.
     summed: Mutex<BTreeMap<String, Instant>>,
-    /// What identities were last made to be; see [`super::identity`].
+    /// What identities were last made to be; see [`super::identity`](mod@super::identity).
     pub identities: super::identity::Identities,
 }
 

@@ -3,7 +3,7 @@
 //! Any number of controllers run; [`leader`] makes one of them write. While it leads, [`cache`] follows every kind,
 //! [`context`] puts in line what a change could affect ([`queue`]), and one module per kind looks at it: [`instance`]
 //! ([`accept`] and [`placement`] decide, [`ledger`] keeps the room on hosts), [`host`] ([`pulse`] decides who lives,
-//! [`identity`] who its agent is, [`guard`] keeps it while it is in use), [`grouping`] (sections and environments), [`user`] (keys, groups).
+//! [`identity`](mod@identity) who its agent is, [`guard`] keeps it while it is in use), [`grouping`] (sections and environments), [`user`] (keys, groups).
 //!
 //! ```text
 //! API server --watch--> cache --change--> queue --key--> reconcile --write--> API server

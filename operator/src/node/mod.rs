@@ -6,7 +6,7 @@
 //! timers, guests ----+                         +--> status, Events
 //! ```
 //!
-//! [`reconcile`] is the loop: it observes, asks [`plan`](plan()) what to do for the [`goal`](goal()), performs it step by
+//! [`reconcile`] is the loop: it observes, asks [`plan`](mod@plan) what to do for the [`goal`](mod@goal), performs it step by
 //! step ([`perform`]) and reports ([`report`]). [`connection`] keeps each libvirt connected and its calls bounded,
 //! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known.
 
