@@ -77,6 +77,9 @@ pub const ANNOTATION_CREATE_TASK: &str = "virtshell.io/create-task";
 /// Task without it can make up for.
 pub const ANNOTATION_INITIAL_STATUS: &str = "virtshell.io/initial-status";
 
+/// Annotation by which an administrator says that a host is gone for good; its value must be the Host's uid.
+pub const ANNOTATION_CONFIRM_GONE: &str = "virtshell.io/confirm-gone";
+
 /// Label with the first 16 hex digits of SHA-256 of the wire name; see [`names::name_hash`].
 pub const LABEL_NAME_HASH: &str = "virtshell.io/name-hash";
 /// Label with the wire name, when it is a valid label value.

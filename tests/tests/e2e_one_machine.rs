@@ -352,18 +352,20 @@ fn a_foreign_domain_of_the_same_name_is_never_touched() -> Result<()> {
     apply(system, &instance("taken", json!({"powerState": "Stopped"})))?;
     wait_ready(system, "taken")?;
     let domain = field(system, "taken", ".status.domain.name")?;
-    sh(system, &format!("virsh -c qemu:///system undefine {domain}"))?;
     let foreign = format!(
         "<domain type='qemu'><name>{domain}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
     );
     let file = system.state().join("foreign.xml");
     std::fs::write(&file, foreign)?;
-    let defined = format!("virsh -c qemu:///system define {}", file.display());
-    // The agent repairs within moments: whoever is first holds the name, so try until the foreign one is.
-    until(
+    // The agent repairs within milliseconds, so it must not look while the domains change places.
+    let virsh = "virsh -q -c qemu:///system";
+    sh(
         system,
-        &format!("virsh -c qemu:///system undefine {domain} >/dev/null 2>&1; {defined}"),
-        |_| true,
+        &format!(
+            "agent=$(cut -d ' ' -f 1 $VIRTSHELL_STATE_DIR/run/node); kill -STOP $agent; trap 'kill -CONT $agent' EXIT; \
+             {virsh} undefine {domain}; {virsh} define {}",
+            file.display()
+        ),
     )?;
     let uuid = sh(system, &format!("virsh -c qemu:///system domuuid {domain}"))?;
     let blocked = until(system, &condition("taken", "Ready"), |seen| {

@@ -1,6 +1,6 @@
 //! The REST dialects: each translates its requests into intents of [`crate::service`] and the outcomes back.
 //!
-//! A dialect is one folder here and one line in [`crate::router`].
+//! A dialect is one folder here and one line in [`crate::server`].
 
 pub mod virtshell;
 

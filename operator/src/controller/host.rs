@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, READY, Status};
 use virtshell_crds::host::Allocated;
-use virtshell_crds::{Host, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST};
+use virtshell_crds::{ANNOTATION_CONFIRM_GONE, Host, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST};
 
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
@@ -19,9 +19,6 @@ use crate::status::{apply, differs};
 
 /// Reason of `Ready=Unknown` on a Host that is silent.
 const SILENT: &str = "Silent";
-
-/// Annotation by which an administrator says that a host is gone for good; its value must be the Host's uid.
-pub const ANNOTATION_CONFIRM_GONE: &str = "virtshell.io/confirm-gone";
 
 /// Whether an administrator has said that this host is gone for good.
 #[must_use]

@@ -202,8 +202,9 @@ fn powered(work: Work, token: &str, instance: &Instance, generation: i64) -> Sta
     }
     let status = instance.status.as_ref();
     let power = status.and_then(|s| s.power_state);
-    // What has never been placed does not run.
-    let stopped_before_it_began = work == Work::Stop && status.is_none_or(|s| s.host.is_none());
+    // What has never been placed does not run; what is bound may be starting, whatever its status shows yet.
+    let stopped_before_it_began =
+        work == Work::Stop && spec.host.is_none() && status.is_none_or(|s| s.host.is_none());
     let restarted = work != Work::Restart || status.is_some_and(|s| s.last_restart_token == token);
     if stopped_before_it_began
         || (reported(instance) >= generation && power == Some(work.wanted()) && restarted)

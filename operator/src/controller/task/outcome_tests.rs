@@ -169,6 +169,14 @@ fn power_succeeds_when_the_node_agrees_at_the_written_generation() {
             Standing::Succeeded,
         ),
         (
+            "placed, and its node has said nothing yet",
+            Work::Stop,
+            json!({"powerState": "Stopped", "host": "h"}),
+            json!({"conditions": said(&PLACED)}),
+            Some(5),
+            working("executing", ""),
+        ),
+        (
             "restarted",
             Work::Restart,
             restarted("t"),
