@@ -1,6 +1,7 @@
 //! Identities that are not the administrator's: what RBAC and the admission policies forbid is forbidden to them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -12,6 +13,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 use virtshell_crds::{Host, HostSpec, Instance, host_account, host_lease, node_manager};
 
+use crate::kubectl::Outcome;
 use crate::{ControlPlane, control_plane};
 
 /// The operator's own namespace.
@@ -46,10 +48,22 @@ impl ControlPlane {
 
     async fn account_with(&self, namespace: &str, name: &str, options: &[&str]) -> anyhow::Result<Account> {
         let arguments = ["create", "token", name, "-n", namespace, "--duration=1h"];
-        let token = self
-            .kubectl()
-            .ok(arguments.iter().chain(options))
-            .with_context(|| format!("no token for {namespace}/{name}"))?;
+        let kubectl = self.kubectl();
+        // A policy with parameters refuses every token until the API server has found their kind, for up to 30 s.
+        let waits = |outcome: &Outcome| outcome.stderr.contains("not yet synced to use for admission");
+        let outcome = crate::wait_for(
+            "the policies' parameters to be known",
+            crate::wait::SOON.max(Duration::from_mins(1)),
+            async || kubectl.run(arguments.iter().chain(options), ""),
+            |outcome| !waits(outcome),
+        )
+        .await?;
+        anyhow::ensure!(
+            outcome.success,
+            "no token for {namespace}/{name}: {}",
+            outcome.stderr
+        );
+        let token = outcome.stdout;
         let file = format!("{namespace}.{name}{}.kubeconfig", options.last().unwrap_or(&""));
         let kubeconfig = self.directory().join(file);
         write_kubeconfig(&self.kubeconfig(), token.trim(), &kubeconfig)?;
