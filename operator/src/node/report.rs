@@ -125,7 +125,9 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
         ..InstanceStatus::default()
     };
     let running = ours.is_some_and(|d| d.power != Power::Off);
-    if running {
+    if !asked {
+        (status.addresses, status.interfaces) = (old.addresses.clone(), old.interfaces.clone());
+    } else if running {
         status.interfaces = interfaces(facts);
         status.addresses = addresses(&status.interfaces);
         if status.addresses.is_none() && facts.guest.agent.is_none() {
