@@ -16,7 +16,6 @@ use super::context::{Context, Record};
 use super::events::{Tell, told};
 use super::goal::{Goal, Machine, NoGoal, goal};
 use super::guest::Watch;
-use super::hypervisor::HypervisorError;
 use super::observed::{DomainState, Files, Observed, OurDomain, Power};
 use super::perform::{PerformError, Performer, image_key};
 use super::plan::{Action, Next, Waiting, plan};
@@ -572,12 +571,6 @@ pub fn files_of(files: Option<&ObservedFiles>) -> Files {
             .collect::<BTreeMap<_, _>>(),
         any: files.root.is_some() || files.seed.is_some() || !files.disks.is_empty(),
     })
-}
-
-impl From<HypervisorError> for Failure {
-    fn from(error: HypervisorError) -> Self {
-        failure(&PerformError::Hypervisor(error))
-    }
 }
 
 #[cfg(test)]
