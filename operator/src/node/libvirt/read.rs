@@ -1,0 +1,274 @@
+//! Questions that libvirt answers by itself: which domains there are, whose they are, what the machine has.
+
+use virt::domain::{Domain, DomainPausedReason, DomainState as VirtState, DomainStateReason};
+use virt::enumutil::Enum;
+use virt::error::Error;
+use virt::sys;
+use virtshell_crds::DOMAIN_METADATA_NAMESPACE;
+
+use super::super::goal::Identity;
+use super::super::hypervisor::{HypervisorError, LibvirtErrorKind};
+use super::super::metadata::Metadata;
+use super::super::observed::{DomainState, OurDomain, PausedBy, Power};
+use super::super::xml;
+use super::{Answer, Link, libvirt_error};
+
+/// What a host's libvirt says of itself and of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// libvirt's word for the driver: QEMU, LXC, TEST.
+    pub driver: String,
+    /// Version of the hypervisor and CPU model; [`Link::details`] fills them in.
+    pub details: Details,
+    /// Version of libvirt.
+    pub libvirt_version: String,
+    /// Clock.
+    pub mhz: u32,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Memory.
+    pub memory_mib: u64,
+    /// NUMA nodes, sockets, cores, threads.
+    pub topology: (u32, u32, u32, u32),
+    /// Whether the network `default` is defined.
+    pub default_network: bool,
+}
+
+/// What libvirt finds out by starting each of its emulators once, which can take a minute.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// Version of the hypervisor.
+    pub hypervisor_version: String,
+    /// CPU model.
+    pub cpu_model: String,
+}
+
+/// A domain in the list of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// libvirt's name of it.
+    pub name: String,
+    /// Its UUID.
+    pub uuid: String,
+    /// libvirt's id while it is active.
+    pub id: Option<i32>,
+    /// libvirt's word for its state.
+    pub state: &'static str,
+    /// Whose it is, when it is ours.
+    pub owner: Option<Metadata>,
+    /// libvirt's autostart flag.
+    pub autostart: bool,
+}
+
+impl Link {
+    /// The domain of an Instance: found by UUID, else by name; ours only by its metadata.
+    pub fn observe(&self, id: &Identity) -> Answer<DomainState> {
+        let by_uuid = self.present(
+            self.connect.lookup_domain_by_uuid_string(&id.uid),
+            &id.domain_name,
+        )?;
+        let found = match by_uuid {
+            Some(domain) => Some(domain),
+            None => self.present(
+                self.connect.lookup_domain_by_name(&id.domain_name),
+                &id.domain_name,
+            )?,
+        };
+        let Some(domain) = found else {
+            return Ok(DomainState::Absent);
+        };
+        let seen = self.read(&domain, &id.uid);
+        match seen {
+            // It went away between two questions: then it is not there.
+            Err(HypervisorError::Refused { source, .. }) if source.kind == LibvirtErrorKind::NoDomain => {
+                Ok(DomainState::Absent)
+            }
+            other => other,
+        }
+    }
+
+    fn present(&self, found: Result<Domain, Error>, name: &str) -> Answer<Option<Domain>> {
+        match found {
+            Ok(domain) => Ok(Some(domain)),
+            Err(error) if libvirt_error(&error).kind == LibvirtErrorKind::NoDomain => Ok(None),
+            Err(error) => Err(self.failed("look up", name, &error)),
+        }
+    }
+
+    fn read(&self, domain: &Domain, uid: &str) -> Answer<DomainState> {
+        let name = domain.name().map_err(|e| self.failed("read", uid, &e))?;
+        let failed = |e: Error| self.failed("read", &name, &e);
+        let uuid = domain.uuid_string().map_err(failed)?;
+        let config = self.metadata(domain, &name, sys::VIR_DOMAIN_AFFECT_CONFIG)?;
+        let power = power(domain).map_err(failed)?;
+        let live = match power {
+            Power::Off => None,
+            Power::Running | Power::Paused(_) => self.metadata(domain, &name, sys::VIR_DOMAIN_AFFECT_LIVE)?,
+        };
+        let persistent = domain.is_persistent().map_err(failed)?;
+        let Some(owner) = config.or_else(|| live.clone()).filter(|m| m.uid == uid) else {
+            return Ok(DomainState::Foreign { name, uuid });
+        };
+        let autostart = persistent && domain.autostart().map_err(failed)?;
+        let agent_open = power == Power::Running && self.agent_open(domain, &name)?;
+        Ok(DomainState::Ours(Box::new(OurDomain {
+            name,
+            uuid,
+            power,
+            config: owner,
+            live,
+            persistent,
+            autostart,
+            agent_open,
+        })))
+    }
+
+    fn metadata(&self, domain: &Domain, name: &str, copy: u32) -> Answer<Option<Metadata>> {
+        let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
+        match domain.metadata(kind, Some(DOMAIN_METADATA_NAMESPACE), copy) {
+            Ok(text) => Metadata::parse(&text)
+                .map(Some)
+                .map_err(|source| HypervisorError::Unreadable {
+                    domain: name.to_owned(),
+                    source,
+                }),
+            Err(error) => match libvirt_error(&error).kind {
+                // A domain undefined while it runs has no configuration to ask; one that just ended no live copy.
+                LibvirtErrorKind::NoMetadata
+                | LibvirtErrorKind::WrongState
+                | LibvirtErrorKind::BadDefinition => Ok(None),
+                LibvirtErrorKind::Connection
+                | LibvirtErrorKind::NoDomain
+                | LibvirtErrorKind::NoNetwork
+                | LibvirtErrorKind::AgentSilent
+                | LibvirtErrorKind::Unsupported
+                | LibvirtErrorKind::Other => Err(self.failed("read the metadata of", name, &error)),
+            },
+        }
+    }
+
+    fn agent_open(&self, domain: &Domain, name: &str) -> Answer<bool> {
+        let text = domain.xml_desc(0).map_err(|e| self.failed("read", name, &e))?;
+        let read = xml::parse(&text).map_err(|source| HypervisorError::Unreadable {
+            domain: name.to_owned(),
+            source,
+        })?;
+        let open = |channel: &xml::Element| {
+            channel.find(&["target"]).is_some_and(|target| {
+                target.attribute("name") == Some("org.qemu.guest_agent.0")
+                    && target.attribute("state") == Some("connected")
+            })
+        };
+        Ok(read
+            .find(&["devices"])
+            .is_some_and(|devices| devices.named("channel").any(open)))
+    }
+
+    /// Whether the guest agent has its channel open.
+    pub fn agent_is_open(&self, uuid: &str) -> Answer<bool> {
+        self.agent_open(&self.domain(uuid)?, uuid)
+    }
+
+    /// All domains.
+    pub fn list(&self) -> Answer<Vec<Listed>> {
+        let domains = self
+            .connect
+            .list_all_domains(0)
+            .map_err(|e| self.failed("list", "all domains", &e))?;
+        let mut listed = Vec::with_capacity(domains.len());
+        for domain in domains {
+            let Ok(name) = domain.name() else { continue };
+            let failed = |e: Error| self.failed("read", &name, &e);
+            let Ok((state, _)) = domain.state() else { continue };
+            let owner = self.metadata(&domain, &name, sys::VIR_DOMAIN_AFFECT_CURRENT)?;
+            listed.push(Listed {
+                uuid: domain.uuid_string().map_err(failed)?,
+                id: domain.id().and_then(|id| i32::try_from(id).ok()),
+                state: state_word(state),
+                owner,
+                autostart: domain.autostart().unwrap_or(false),
+                name,
+            });
+        }
+        Ok(listed)
+    }
+
+    /// What libvirt says of itself and of the machine, as far as it knows at once.
+    pub fn facts(&self) -> Answer<Facts> {
+        let failed = |e: Error| self.failed("describe", "the host", &e);
+        let node = self.connect.node_info().map_err(failed)?;
+        Ok(Facts {
+            driver: self.connect.driver_type().map_err(failed)?,
+            libvirt_version: version(self.connect.lib_version().map_err(failed)?),
+            mhz: node.mhz,
+            cpus: node.cpus,
+            memory_mib: node.memory / 1024,
+            topology: (node.nodes, node.sockets, node.cores, node.threads),
+            default_network: self.connect.lookup_network_by_name("default").is_ok(),
+            details: Details {
+                cpu_model: node.model,
+                ..Details::default()
+            },
+        })
+    }
+
+    /// What takes longer.
+    pub fn details(&self) -> Answer<Details> {
+        let failed = |e: Error| self.failed("describe", "the host", &e);
+        let node = self.connect.node_info().map_err(failed)?;
+        Ok(Details {
+            hypervisor_version: version(self.connect.hyp_version().unwrap_or(0)),
+            cpu_model: self.cpu_model().unwrap_or(node.model),
+        })
+    }
+
+    fn cpu_model(&self) -> Option<String> {
+        let capabilities = xml::parse(&self.connect.capabilities().ok()?).ok()?;
+        let model = capabilities.find(&["host", "cpu", "model"])?.text().to_owned();
+        (!model.is_empty()).then_some(model)
+    }
+}
+
+fn power(domain: &Domain) -> Result<Power, Error> {
+    let (state, reason) = domain.state()?;
+    Ok(match state {
+        Enum::Known(VirtState::Paused) => Power::Paused(match reason {
+            Enum::Known(DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError))) => {
+                PausedBy::IoError
+            }
+            Enum::Known(_) | Enum::Unknown(_) => PausedBy::Request,
+        }),
+        Enum::Known(VirtState::Shutoff) => Power::Off,
+        Enum::Known(
+            VirtState::Running
+            | VirtState::Blocked
+            | VirtState::Shutdown
+            | VirtState::Crashed
+            | VirtState::PMSuspended
+            | VirtState::NoState,
+        )
+        | Enum::Unknown(_) => Power::Running,
+    })
+}
+
+fn state_word(state: virt::domain::DomainStateEnum) -> &'static str {
+    match state {
+        Enum::Known(VirtState::Running) => "running",
+        Enum::Known(VirtState::Blocked) => "blocked",
+        Enum::Known(VirtState::Paused) => "paused",
+        Enum::Known(VirtState::Shutdown) => "shutdown",
+        Enum::Known(VirtState::Shutoff) => "shutoff",
+        Enum::Known(VirtState::Crashed) => "crashed",
+        Enum::Known(VirtState::PMSuspended) => "pmsuspended",
+        Enum::Known(VirtState::NoState) | Enum::Unknown(_) => "nostate",
+    }
+}
+
+fn version(number: u32) -> String {
+    format!(
+        "{}.{}.{}",
+        number / 1_000_000,
+        number / 1000 % 1000,
+        number % 1000
+    )
+}
