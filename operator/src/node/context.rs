@@ -11,6 +11,7 @@ use virtshell_crds::Instance;
 use virtshell_crds::instance::{Driver, Timings};
 
 use super::connection::Connection;
+use super::events::Tell;
 use super::goal::Offer;
 use super::guest::Guests;
 use super::metrics::Metrics;
@@ -69,6 +70,8 @@ pub struct Record {
     pub started_at: Option<Timestamp>,
     /// The last problem that an Event told of, so that it is told once.
     pub told: String,
+    /// What somebody else did to the domain, told already.
+    pub interference: Option<Tell>,
     /// This agent stopped the guest itself: its end is no surprise.
     pub expected_off: bool,
 }

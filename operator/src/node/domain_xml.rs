@@ -9,6 +9,10 @@ use super::goal::{DomainType, InterfaceSource, Machine, MachineInterface};
 use super::metadata::Metadata;
 use super::xml::{Element, element};
 
+mod places;
+
+use places::keep_places;
+
 /// Where the files of a machine are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Paths {
@@ -25,18 +29,30 @@ pub struct Paths {
 }
 
 /// Length of the scheduler period of a container's CPU quota, in microseconds.
-const PERIOD_US: i64 = 100_000;
+pub const CONTAINER_PERIOD_US: i64 = 100_000;
+/// PCI ports left free for devices attached to the running domain: a port cannot be added while it runs.
+const SPARE_PORTS: usize = 4;
+/// Root disk, seed, agent channel, balloon, random numbers.
+const PORTS_OF_EVERY_GUEST: usize = 5;
 /// Units of a SCSI controller: libvirt puts sda to sdg on the first, sdh on the second.
 const SCSI_UNITS: u8 = 7;
 
-/// The definition.
+/// The definition; devices that the present one has stay at their places.
 #[must_use]
-pub fn domain_xml(machine: &Machine, paths: &Paths, metadata: &Metadata) -> String {
-    match machine.domain_type {
+pub fn domain_xml(
+    machine: &Machine,
+    paths: &Paths,
+    metadata: &Metadata,
+    present: Option<&Element>,
+) -> String {
+    let domain = match machine.domain_type {
         DomainType::Kvm | DomainType::Qemu | DomainType::Test => virtual_machine(machine, paths, metadata),
         DomainType::Lxc => container(machine, paths, metadata),
+    };
+    match present {
+        Some(present) => keep_places(domain, present).render(),
+        None => domain.render(),
     }
-    .render()
 }
 
 fn domain(machine: &Machine, metadata: &Metadata) -> Element {
@@ -162,6 +178,11 @@ fn devices(machine: &Machine, paths: &Paths) -> Element {
             .child(console("serial"));
     }
     if machine.has_agent() {
+        devices = devices.child(
+            element("controller")
+                .attr("type", "virtio-serial")
+                .attr("index", 0),
+        );
         let target = element("target")
             .attr("type", "virtio")
             .attr("name", "org.qemu.guest_agent.0");
@@ -178,8 +199,23 @@ fn devices(machine: &Machine, paths: &Paths) -> Element {
             .child(element("video").child(element("model").attr("type", "vga")));
     }
     devices
+        .with_children(ports(machine))
         .child(element("memballoon").attr("model", "virtio"))
         .with_children(entropy(machine.domain_type))
+}
+
+/// A PCI port for each device, and spare ones. libvirt would make just as many as are needed, and one more.
+fn ports(machine: &Machine) -> Vec<Element> {
+    let port = |model: &str| element("controller").attr("type", "pci").attr("model", model);
+    match machine.domain_type {
+        DomainType::Kvm | DomainType::Qemu => {
+            let devices = PORTS_OF_EVERY_GUEST + machine.disks.len() + machine.interfaces.len();
+            let mut ports = vec![port("pcie-root").attr("index", 0)];
+            ports.extend((1..=devices + SPARE_PORTS).map(|n| port("pcie-root-port").attr("index", n)));
+            ports
+        }
+        DomainType::Test | DomainType::Lxc => vec![],
+    }
 }
 
 /// Without it, a guest that was never booted before can wait for randomness.
@@ -270,8 +306,11 @@ fn console(target: &str) -> Element {
 fn container(machine: &Machine, paths: &Paths, metadata: &Metadata) -> Element {
     // Containers have no virtual CPUs: the scheduler gives them as much time as so many CPUs would have.
     let cputune = element("cputune")
-        .child(leaf("period", &PERIOD_US.to_string()))
-        .child(leaf("quota", &(PERIOD_US * i64::from(machine.cpus)).to_string()));
+        .child(leaf("period", &CONTAINER_PERIOD_US.to_string()))
+        .child(leaf(
+            "quota",
+            &(CONTAINER_PERIOD_US * i64::from(machine.cpus)).to_string(),
+        ));
     let os = element("os")
         .child(leaf("type", "exe"))
         .child(leaf("init", "/sbin/init"));

@@ -6,7 +6,7 @@ use virtshell_crds::Instance;
 
 use super::context::Context;
 use super::observed::DomainState;
-use super::plan::Action;
+use super::plan::{Action, Change, Device};
 
 /// Something worth telling.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,14 @@ pub enum Tell {
     Stopped,
     /// Somebody undefined it.
     Undefined,
+    /// Somebody suspended it.
+    SuspendedOutside,
+    /// Somebody edited its definition: these fields.
+    Edited(Vec<String>),
+    /// Somebody changed the running domain: these fields.
+    Changed(Vec<String>),
+    /// The running domain was changed: what was done.
+    Live(String),
     /// It cannot get where it should: reason and message.
     Problem(&'static str, String),
 }
@@ -42,6 +50,7 @@ impl Tell {
             Action::Ask { .. } => Some(Self::AskedToShutDown),
             Action::Suspend => Some(Self::Suspended),
             Action::Resume => Some(Self::Resumed),
+            Action::Change(change) => Some(Self::Live(describe(change))),
             Action::Define(_)
             | Action::MakeRoot
             | Action::MakeDisk(_)
@@ -50,8 +59,6 @@ impl Tell {
             | Action::SetAutostart(_)
             | Action::Undefine
             | Action::RemoveFiles { .. }
-            | Action::SetVcpus(_)
-            | Action::SetMemory(_)
             | Action::SetLiveMetadata(_) => None,
         }
     }
@@ -92,6 +99,32 @@ impl Tell {
                 "Define",
                 "the domain was undefined outside of VirtShell; it is defined again".to_owned(),
             ),
+            Self::SuspendedOutside => (
+                true,
+                "DomainSuspended",
+                "Resume",
+                "the domain was suspended outside of VirtShell; powerState is Running, so it is resumed"
+                    .to_owned(),
+            ),
+            Self::Edited(fields) => (
+                true,
+                "DomainEdited",
+                "Define",
+                format!(
+                    "the definition was edited outside of VirtShell ({}); it is put back",
+                    fields.join(", ")
+                ),
+            ),
+            Self::Changed(fields) => (
+                true,
+                "DomainChanged",
+                "Converge",
+                format!(
+                    "the running domain was changed outside of VirtShell ({}); it is changed back",
+                    fields.join(", ")
+                ),
+            ),
+            Self::Live(what) => (false, "DomainUpdated", "Update", what.clone()),
             Self::Problem(reason, message) => (true, *reason, "Converge", message.clone()),
         };
         Event {
@@ -106,6 +139,21 @@ impl Tell {
             action: action.to_owned(),
             secondary: None,
         }
+    }
+}
+
+fn describe(change: &Change) -> String {
+    let device = |device: &Device| match device {
+        Device::Disk(name) => format!("disk {name}"),
+        Device::Interface(mac) => format!("interface {mac}"),
+    };
+    match change {
+        Change::Vcpus(cpus) => format!("gave the running domain {cpus} CPUs"),
+        Change::Memory(mib) => format!("gave the running domain {mib} MiB of memory"),
+        Change::Attach(what) => format!("attached {}", device(what)),
+        Change::Detach(what) => format!("asked the guest to let go of {}", device(what)),
+        Change::Update(what) => format!("reconnected {}", device(what)),
+        Change::Grow(disk, mib) => format!("enlarged disk {disk} to {mib} MiB"),
     }
 }
 

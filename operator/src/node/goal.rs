@@ -13,6 +13,7 @@ use virtshell_crds::instance::{
 use virtshell_crds::resolve::{DEFAULT_CPUS, DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB};
 use virtshell_crds::{FINALIZER_DOMAIN, ImageType, Instance, condition, names};
 
+use super::applied::InterfaceWord;
 use super::metadata::Applied;
 
 /// Where the domain should end up. Deletion is a goal too, so that it takes the same path.
@@ -516,54 +517,13 @@ impl Machine {
             let default = default_interface(&self.id.uid);
             match applied.get("interfaces").map(String::as_str) {
                 Some("") => self.interfaces.clear(),
-                Some(kept) if kept == describe(&default) => self.interfaces = vec![default],
+                Some(kept) if kept == InterfaceWord::of(&default).to_string() => {
+                    self.interfaces = vec![default];
+                }
                 // Cards of the user's own, who has left them out since.
                 Some(_) | None => {}
             }
         }
-    }
-
-    /// The values of the spec that its definition carries, by field. Two definitions that differ have different values
-    /// here, so that nothing needs to compare XML, which libvirt rewrites.
-    #[must_use]
-    pub fn applied(&self) -> Applied {
-        let disks: Vec<String> = self
-            .disks
-            .iter()
-            .map(|d| format!("{}:{}", d.name, d.bus))
-            .collect();
-        let interfaces: Vec<String> = self.interfaces.iter().map(describe).collect();
-        let consoles = format!(
-            "serial={} vnc={}",
-            self.serial,
-            self.vnc.as_deref().unwrap_or("none")
-        );
-        [
-            ("driver", self.domain_type.as_str().to_owned()),
-            ("cpus", self.cpus.to_string()),
-            ("maxCpus", self.max_cpus.to_string()),
-            ("memoryMiB", self.memory_mib.to_string()),
-            ("maxMemoryMiB", self.max_memory_mib.to_string()),
-            ("disks", disks.join(" ")),
-            ("interfaces", interfaces.join(" ")),
-            ("consoles", consoles),
-        ]
-        .into_iter()
-        .map(|(field, value)| (field.to_owned(), value))
-        .collect()
-    }
-}
-
-fn describe(interface: &MachineInterface) -> String {
-    let MachineInterface {
-        name,
-        source,
-        model,
-        mac,
-    } = interface;
-    match source {
-        InterfaceSource::Network(network) => format!("{name}:network={network}:{model}:{mac}"),
-        InterfaceSource::Bridge(bridge) => format!("{name}:bridge={bridge}:{model}:{mac}"),
     }
 }
 

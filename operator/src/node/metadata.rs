@@ -63,7 +63,19 @@ impl Metadata {
 
     /// Reads the element, as libvirt's metadata call returns it.
     pub fn parse(text: &str) -> Result<Self, XmlError> {
-        let read = parse(text)?;
+        Self::read(&parse(text)?)
+    }
+
+    /// Reads it from a domain's XML; `None` without one of ours.
+    #[must_use]
+    pub fn of_domain(domain: &Element) -> Option<Self> {
+        // The prefix is ours to choose, and another's to take: the namespace decides.
+        let ours = |element: &&Element| element.declares(DOMAIN_METADATA_NAMESPACE);
+        let element = domain.find(&["metadata"])?.children.iter().find(ours)?;
+        Self::read(element).ok()
+    }
+
+    fn read(read: &Element) -> Result<Self, XmlError> {
         let word = |name: &str| read.attribute(name).unwrap_or_default().to_owned();
         let uid = word("uid");
         if read.name != "instance" || uid.is_empty() {

@@ -10,6 +10,9 @@
 //! step ([`perform`]) and reports ([`report`]). [`connection`] keeps each libvirt connected and its calls bounded,
 //! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known.
 
+pub mod applied;
+pub mod backoff;
+pub mod carried;
 pub mod connection;
 pub mod context;
 pub mod domain_xml;

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::metadata::Metadata;
+use super::metadata::{Applied, Metadata};
+use super::plan::{Change, Device};
 
 /// A moment on the agent's own clock: time since it started. Steady, and free of the calendar.
 pub type Moment = Duration;
@@ -16,6 +17,8 @@ pub struct Observed {
     pub domain: DomainState,
     /// The files.
     pub files: Files,
+    /// Whether the file system with the disks has room for guests to write.
+    pub room: bool,
     /// What this agent remembers.
     pub memory: Memory,
 }
@@ -46,16 +49,25 @@ pub struct OurDomain {
     pub uuid: String,
     /// Whether it is active.
     pub power: Power,
-    /// Metadata of the configuration.
-    pub config: Metadata,
-    /// Metadata of the running domain.
-    pub live: Option<Metadata>,
+    /// The configuration, with which it starts next.
+    pub config: Definition,
+    /// The running domain.
+    pub live: Option<Definition>,
     /// Whether it has a configuration: one undefined while it ran has none.
     pub persistent: bool,
     /// libvirt's autostart flag.
     pub autostart: bool,
     /// Whether the guest agent has its channel open.
     pub agent_open: bool,
+}
+
+/// One of libvirt's two copies of a domain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Definition {
+    /// Our metadata in it: what it was made to carry is `metadata.applied`.
+    pub metadata: Metadata,
+    /// What it carries, read from its XML: differs from the record when somebody else edited it.
+    pub carries: Applied,
 }
 
 /// Whether a domain is active.
@@ -76,6 +88,10 @@ pub enum PausedBy {
     Request,
     /// QEMU, because its storage failed: usually no room left.
     IoError,
+    /// The guest's power management; it sleeps.
+    Sleep,
+    /// The guest crashed, and its remains are kept.
+    Crash,
 }
 
 /// Which finished files there are.
@@ -99,8 +115,14 @@ pub struct Memory {
     pub asked: Option<Asked>,
     /// Starts that were soon followed by an end.
     pub starts: Starts,
-    /// Live changes that the guest or QEMU refused: field and value.
-    pub refused: BTreeMap<String, String>,
+    /// Live changes that the guest or QEMU refused since its start.
+    pub refused: Vec<Change>,
+    /// The balloon asked for last, in MiB, and when.
+    pub balloon: Option<(i64, Moment)>,
+    /// Devices that the guest was asked to let go of, and when.
+    pub detaching: BTreeMap<Device, Moment>,
+    /// When a guest that its storage suspended was last resumed.
+    pub resumed: Option<Moment>,
     /// Every image that the Instance's files are made from is in the cache.
     pub images_cached: bool,
 }

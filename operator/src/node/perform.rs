@@ -18,7 +18,7 @@ use super::goal::{Identity, Machine};
 use super::hypervisor::{HypervisorError, chain};
 use super::libvirt::Link;
 use super::observed::Asked;
-use super::plan::{Action, STABLE};
+use super::plan::{Action, Change, STABLE};
 use super::storage::{CachedImage, Seed, StorageError};
 
 /// How long libvirt may take for a change; a start probes QEMU first where its capabilities are not cached (4 s).
@@ -129,10 +129,14 @@ impl Performer<'_> {
             | Action::RemoveFiles { .. } => self.files(action, record).await?,
             Action::Define(metadata) => {
                 if let Some(machine) = self.machine {
-                    let xml = domain_xml(machine, &self.paths(machine, record).await?, metadata);
-                    let name = self.id.domain_name.clone();
-                    self.change("define", move |link| link.define(&name, &xml))
-                        .await?;
+                    let (machine, metadata) = (machine.clone(), metadata.clone());
+                    let paths = self.paths(&machine, record).await?;
+                    self.call("define", CHANGE_DEADLINE, move |link, uuid| {
+                        let present = link.configuration(uuid)?;
+                        let xml = domain_xml(&machine, &paths, &metadata, present.as_ref());
+                        link.define(&machine.id.domain_name, &xml)
+                    })
+                    .await?;
                 }
             }
             Action::SetAutostart(on) => {
@@ -144,7 +148,7 @@ impl Performer<'_> {
                     self.context.storage.container_root(&self.id.uid).await?;
                 }
                 self.on_domain("start", *paused, Link::start).await?;
-                note_start(record, self.context.now());
+                note_start(record, self.machine.map(|m| m.memory_mib), self.context.now());
                 record.timings.start_ms = millis(began);
                 return Ok(());
             }
@@ -155,6 +159,7 @@ impl Performer<'_> {
             Action::Resume => {
                 self.on_domain("resume", (), |link, uuid, ()| link.resume(uuid))
                     .await?;
+                record.memory.resumed = Some(self.context.now());
             }
             Action::Ask { agent } => self.ask(*agent, record).await?,
             Action::Destroy => {
@@ -162,23 +167,9 @@ impl Performer<'_> {
                 self.call("power off", DESTROY_DEADLINE, Link::destroy).await?;
             }
             Action::Undefine => self.call("undefine", CHANGE_DEADLINE, Link::undefine).await?,
-            Action::SetVcpus(cpus) => {
-                let set = self.on_domain("change the CPUs of", *cpus, Link::set_vcpus).await;
-                self.hot("cpus", set, record)?;
-            }
-            Action::SetMemory(mib) => {
-                let set = self
-                    .on_domain("change the memory of", *mib, Link::set_memory)
-                    .await;
-                self.hot("memoryMiB", set, record)?;
-            }
+            Action::Change(change) => self.change(change, record).await?,
             Action::SetLiveMetadata(metadata) => {
-                let mut metadata = metadata.clone();
-                // What was refused a moment ago has not been reached.
-                metadata
-                    .applied
-                    .retain(|field, value| record.memory.refused.get(field) != Some(value));
-                self.on_domain("write the metadata of", metadata, |link, uuid, m| {
+                self.on_domain("write the metadata of", metadata.clone(), |link, uuid, m| {
                     link.set_live_metadata(uuid, &m)
                 })
                 .await?;
@@ -201,16 +192,6 @@ impl Performer<'_> {
             .call(Lane::Act, &self.id.uid, what, deadline, move |link| {
                 call(link, &uuid)
             })
-            .await
-    }
-
-    async fn change(
-        &self,
-        what: &'static str,
-        call: impl FnOnce(&Link) -> Result<(), HypervisorError> + Send + 'static,
-    ) -> Result<(), HypervisorError> {
-        self.connection
-            .call(Lane::Act, &self.id.uid, what, CHANGE_DEADLINE, call)
             .await
     }
 
@@ -258,25 +239,33 @@ impl Performer<'_> {
         }
     }
 
-    /// A live change that is refused waits for the next restart; it is no failure.
-    fn hot(
-        &self,
-        field: &str,
-        set: Result<(), HypervisorError>,
-        record: &mut Record,
-    ) -> Result<(), HypervisorError> {
-        match set {
-            Err(HypervisorError::Refused { source, .. }) => {
-                tracing::info!(instance.uid = self.id.uid, field, %source, "a live change was refused");
-                let value = self
-                    .machine
-                    .and_then(|m| m.applied().remove(field))
-                    .unwrap_or_default();
-                record.memory.refused.insert(field.to_owned(), value);
-                Ok(())
+    /// A live change. One that is refused waits for the next restart; it is no failure.
+    async fn change(&self, change: &Change, record: &mut Record) -> Result<(), HypervisorError> {
+        let ordered = change.clone();
+        let done = self
+            .call("change", CHANGE_DEADLINE, move |link, uuid| match &ordered {
+                Change::Vcpus(cpus) => link.set_vcpus(uuid, *cpus),
+                Change::Memory(mib) => link.set_memory(uuid, *mib),
+                Change::Attach(device) => link.attach(uuid, device),
+                Change::Detach(device) => link.detach(uuid, device),
+                Change::Update(device) => link.update(uuid, device),
+                Change::Grow(disk, mib) => link.grow(uuid, disk, *mib),
+            })
+            .await;
+        let now = self.context.now();
+        match (done, change) {
+            (Err(HypervisorError::Refused { source, .. }), _) => {
+                tracing::info!(instance.uid = self.id.uid, ?change, %source, "a live change was refused");
+                record.memory.refused.push(change.clone());
             }
-            other => other,
+            (Err(error), _) => return Err(error),
+            (Ok(()), Change::Memory(mib)) => record.memory.balloon = Some((*mib, now)),
+            (Ok(()), Change::Detach(device)) => {
+                record.memory.detaching.insert(device.clone(), now);
+            }
+            (Ok(()), _) => {}
         }
+        Ok(())
     }
 
     // --- Files ------------------------------------------------------------------------------------------------------
@@ -300,7 +289,11 @@ impl Performer<'_> {
                 }
             }
             (Action::MakeSeed, Some(machine)) => {
-                storage.create_seed(uid, &self.seed(machine).await?).await?;
+                let seed = self.seed(machine).await?;
+                match machine.driver {
+                    Driver::Lxc => storage.write_root_seed(uid, &seed).await?,
+                    Driver::Kvm | Driver::Qemu => drop(storage.create_seed(uid, &seed).await?),
+                }
             }
             (Action::MakeDisk(name), Some(machine)) => {
                 if let Some(disk) = machine.disks.iter().find(|d| d.name == *name) {
@@ -385,7 +378,7 @@ pub fn image_key(image: &ResolvedImage) -> String {
     format!("{} {} {}", image.url, image.sha256, image.type_.as_str())
 }
 
-fn note_start(record: &mut Record, now: Duration) {
+fn note_start(record: &mut Record, memory_mib: Option<i64>, now: Duration) {
     let starts = &mut record.memory.starts;
     let soon = starts.last.is_some_and(|last| now.saturating_sub(last) < STABLE);
     starts.quick = if soon && !record.expected_off {
@@ -397,6 +390,9 @@ fn note_start(record: &mut Record, now: Duration) {
     record.expected_off = false;
     record.memory.asked = None;
     record.memory.refused.clear();
+    record.memory.detaching.clear();
+    // The guest's driver brings the balloon to its size while it boots.
+    record.memory.balloon = memory_mib.map(|mib| (mib, now));
     record.started_at = Some(Timestamp::now());
     record.timings.agent_ms = None;
 }

@@ -9,9 +9,15 @@ use std::time::Duration;
 use virtshell_crds::PowerState;
 use virtshell_crds::instance::{Driver, StopMode};
 
-use super::goal::{DomainType, Goal, Machine, MachineDisk, Removal, Stop};
-use super::metadata::{Metadata, differing};
-use super::observed::{Asked, DomainState, Files, Moment, Observed, OurDomain, PausedBy, Power};
+use super::applied::{DiskWord, words};
+use super::backoff;
+use super::goal::{DomainType, Goal, Machine, Removal, Stop};
+use super::metadata::Metadata;
+use super::observed::{Asked, DomainState, Moment, Observed, OurDomain, PausedBy, Power};
+
+mod live;
+
+pub use live::{Change, Device, Outstanding, outstanding, patience};
 
 /// How often a guest is asked again during its grace period: one that is still booting drops the ACPI event.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -19,10 +25,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 pub const STABLE: Duration = Duration::from_mins(1);
 /// So many quick ends are repaired at once, before the back-off begins.
 const PATIENCE: u32 = 2;
-/// The longest pause between two starts of a guest that does not stay up.
-const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// How often to look whether an administrator has cured what blocks.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How long a guest that was resumed after its storage failed is left alone when that happens again.
+const RESUME_AGAIN: Duration = Duration::from_secs(25);
 
 /// One step. Executing it twice does what executing it once does.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,7 +39,7 @@ pub enum Action {
     MakeDisk(String),
     /// Enlarge a disk of an inactive domain, "root" or by name, to so many MiB.
     GrowDisk(String, i64),
-    /// Make the seed.
+    /// Make the seed, or write it anew.
     MakeSeed,
     /// Define the domain with this metadata: the configuration, also of a running domain.
     Define(Metadata),
@@ -62,10 +68,8 @@ pub enum Action {
         /// Keep the disks.
         retain_disks: bool,
     },
-    /// Change the number of CPUs of the running domain.
-    SetVcpus(i32),
-    /// Change the balloon of the running domain.
-    SetMemory(i64),
+    /// Change the running domain.
+    Change(Change),
     /// Write the metadata of the running domain.
     SetLiveMetadata(Metadata),
 }
@@ -117,8 +121,13 @@ pub enum Blocked {
     },
     /// The guest was asked to shut down and did not, and must not be forced.
     ShutdownIgnored,
-    /// The root disk of a domain that had one is gone.
-    RootMissing,
+    /// The file of a disk that the domain had is gone.
+    DiskMissing {
+        /// Name of the disk, or root.
+        name: String,
+        /// The guest still runs, on the deleted file.
+        running: bool,
+    },
     /// The guest is suspended because its storage failed.
     StorageFailed,
 }
@@ -180,7 +189,7 @@ fn remove(removal: &Removal, domain: &OurDomain, seen: &Observed, now: Moment) -
             Halt::Asking(plan) => plan,
         },
         // It cannot answer a request.
-        Power::Paused(PausedBy::Request | PausedBy::IoError) => then(vec![Action::Destroy], Next::Again),
+        Power::Paused(_) => then(vec![Action::Destroy], Next::Again),
     }
 }
 
@@ -279,8 +288,7 @@ fn needs_images(machine: &Machine, actions: &[Action]) -> bool {
         | Action::Destroy
         | Action::Undefine
         | Action::RemoveFiles { .. }
-        | Action::SetVcpus(_)
-        | Action::SetMemory(_)
+        | Action::Change(_)
         | Action::SetLiveMetadata(_) => false,
     })
 }
@@ -291,26 +299,38 @@ fn wait_for_image(now: Moment) -> Plan {
 
 fn missing_files(machine: &Machine, seen: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
-    match seen.files.root {
-        None => actions.push(Action::MakeRoot),
-        Some(mib) if mib < machine.disk_mib => {
-            actions.push(Action::GrowDisk("root".to_owned(), machine.disk_mib));
-        }
-        Some(_) => {}
+    if seen.files.root.is_none() {
+        actions.push(Action::MakeRoot);
     }
-    for disk in &machine.disks {
-        match (seen.files.disks.get(&disk.name), disk.size_mib) {
-            (None, _) => actions.push(Action::MakeDisk(disk.name.clone())),
-            (Some(mib), Some(wanted)) if *mib < wanted => {
-                actions.push(Action::GrowDisk(disk.name.clone(), wanted));
-            }
-            (Some(_), _) => {}
-        }
-    }
+    actions.extend(missing_disks(machine, seen));
+    let small = live::too_small(machine, &seen.files).into_iter();
+    actions.extend(small.map(|(name, mib)| Action::GrowDisk(name, mib)));
     if !seen.files.seed && machine.driver != Driver::Lxc {
         actions.push(Action::MakeSeed);
     }
     actions
+}
+
+fn missing_disks<'a>(machine: &'a Machine, seen: &'a Observed) -> impl Iterator<Item = Action> + 'a {
+    let missing = machine
+        .disks
+        .iter()
+        .filter(|d| !seen.files.disks.contains_key(&d.name));
+    missing.map(|d| Action::MakeDisk(d.name.clone()))
+}
+
+/// A disk that the domain was made with and whose file is gone: an empty one in its place would hide the loss.
+fn lost_disk(machine: &Machine, domain: &OurDomain, seen: &Observed) -> Option<Blocked> {
+    let there = |name: &str| match name {
+        "root" => seen.files.root.is_some(),
+        name => seen.files.disks.contains_key(name) || !machine.disks.iter().any(|d| d.name == name),
+    };
+    let recorded = words(&domain.config.metadata.applied, "disks").filter_map(DiskWord::parse);
+    let name = recorded.map(|disk| disk.name).find(|name| !there(name))?;
+    Some(Blocked::DiskMissing {
+        name: name.to_owned(),
+        running: domain.power != Power::Off,
+    })
 }
 
 /// Autostart and start of an inactive domain, after `actions`.
@@ -321,7 +341,7 @@ fn boot(machine: &Machine, autostart: bool, seen: &Observed, now: Moment, mut ac
     if machine.power == PowerState::Stopped {
         return then(actions, Next::Settled);
     }
-    if let Some(until) = pause_before_start(seen, now) {
+    if let Some(until) = pause_before_start(&machine.id.uid, seen, now) {
         return then(actions, Next::Wait(until, Waiting::CrashLoop));
     }
     // A container cannot be started suspended.
@@ -334,11 +354,11 @@ fn boot(machine: &Machine, autostart: bool, seen: &Observed, now: Moment, mut ac
     then(actions, Next::Settled)
 }
 
-/// Until when a guest that does not stay up is left alone: 2^n seconds, at most five minutes.
-fn pause_before_start(seen: &Observed, now: Moment) -> Option<Moment> {
+/// Until when a guest that does not stay up is left alone.
+fn pause_before_start(uid: &str, seen: &Observed, now: Moment) -> Option<Moment> {
     let starts = seen.memory.starts;
     let beyond = starts.quick.checked_sub(PATIENCE)?;
-    let pause = Duration::from_secs(1 << beyond.min(9)).min(LONGEST_PAUSE);
+    let pause = backoff::pause(beyond, uid);
     starts.last.map(|last| last + pause).filter(|until| *until > now)
 }
 
@@ -361,14 +381,14 @@ fn converge(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment)
         (PowerState::Running | PowerState::Paused | PowerState::Stopped, Power::Off) => {
             inactive(machine, domain, seen, now)
         }
+        // What crashed, or what is suspended and should be off, cannot answer a request.
+        (_, Power::Paused(PausedBy::Crash)) | (PowerState::Stopped, Power::Paused(_)) => {
+            then(vec![Action::Destroy], Next::Again)
+        }
         (PowerState::Stopped, Power::Running) => match reconfigure(machine, domain, seen) {
             Some(first) => stop_running(machine.stop, domain, seen, now, first),
             None => wait_for_image(now),
         },
-        // It cannot answer a request.
-        (PowerState::Stopped, Power::Paused(PausedBy::Request | PausedBy::IoError)) => {
-            then(vec![Action::Destroy], Next::Again)
-        }
         (PowerState::Running | PowerState::Paused, Power::Running | Power::Paused(_)) => {
             active(machine, domain, seen, now)
         }
@@ -378,12 +398,20 @@ fn converge(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment)
 /// An inactive domain gets the newest definition, and with it the restart token: a start from here is the restart that
 /// was asked for. The token is written before the start, so that an agent killed after it never restarts again.
 fn inactive(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment) -> Plan {
-    if seen.files.root.is_none() {
-        return blocked(Blocked::RootMissing);
+    if let Some(lost) = lost_disk(machine, domain, seen) {
+        return blocked(lost);
     }
     let mut actions = missing_files(machine, seen);
-    let wanted = metadata(machine, domain.config.provisioned);
-    if domain.config != wanted || !domain.persistent {
+    let wanted = metadata(machine, domain.config.metadata.provisioned);
+    let old = &domain.config.metadata.applied;
+    let news = ["hostname", "cloudInit"];
+    let told = news
+        .iter()
+        .all(|field| old.get(*field) == wanted.applied.get(*field));
+    if !told && !actions.contains(&Action::MakeSeed) {
+        actions.push(Action::MakeSeed);
+    }
+    if !is_defined(domain, &wanted) {
         actions.push(Action::Define(wanted));
     }
     if needs_images(machine, &actions) && !seen.memory.images_cached {
@@ -392,17 +420,30 @@ fn inactive(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment)
     boot(machine, domain.autostart, seen, now, actions)
 }
 
+/// Whether the configuration is there, is recorded as this one, and still carries what is recorded.
+fn is_defined(domain: &OurDomain, wanted: &Metadata) -> bool {
+    domain.persistent && domain.config.metadata == *wanted && domain.config.carries == wanted.applied
+}
+
 /// Brings the configuration of an active domain up to date, without its restart token: that is written when it is off.
 /// `None` when an image must be fetched first.
 fn reconfigure(machine: &Machine, domain: &OurDomain, seen: &Observed) -> Option<Vec<Action>> {
-    let missing = |name: &str| !seen.files.disks.contains_key(name);
-    let disks = machine.disks.iter().filter(|d| missing(&d.name));
-    let mut actions: Vec<Action> = disks.map(|d| Action::MakeDisk(d.name.clone())).collect();
-    let wanted = Metadata {
-        restart_token: domain.config.restart_token.clone(),
-        ..metadata(machine, domain.config.provisioned)
+    if lost_disk(machine, domain, seen).is_some() {
+        return Some(vec![]);
+    }
+    let mut actions: Vec<Action> = missing_disks(machine, seen).collect();
+    let old = &domain.config.metadata;
+    let mut wanted = Metadata {
+        restart_token: old.restart_token.clone(),
+        ..metadata(machine, old.provisioned)
     };
-    if domain.config != wanted || !domain.persistent {
+    // The seed is written when the domain is off, and recorded then.
+    for field in ["hostname", "cloudInit"] {
+        if let Some(value) = old.applied.get(field) {
+            wanted.applied.insert(field.to_owned(), value.clone());
+        }
+    }
+    if !is_defined(domain, &wanted) {
         actions.push(Action::Define(wanted));
     }
     if machine.autostart != domain.autostart {
@@ -412,10 +453,14 @@ fn reconfigure(machine: &Machine, domain: &OurDomain, seen: &Observed) -> Option
 }
 
 fn active(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment) -> Plan {
+    // A guest that lost a disk would not come back from a restart.
+    if let Some(lost) = lost_disk(machine, domain, seen) {
+        return blocked(lost);
+    }
     let Some(mut actions) = reconfigure(machine, domain, seen) else {
         return wait_for_image(now);
     };
-    if machine.restart_token != domain.config.restart_token {
+    if machine.restart_token != domain.config.metadata.restart_token {
         return match domain.power {
             Power::Paused(_) => {
                 actions.push(Action::Destroy);
@@ -424,86 +469,36 @@ fn active(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment) -
             Power::Running | Power::Off => stop_running(machine.restart_stop, domain, seen, now, actions),
         };
     }
-    actions.extend(live_changes(machine, domain, seen));
     match (machine.power, domain.power) {
         (PowerState::Running, Power::Paused(PausedBy::IoError)) => {
-            return then(actions, Next::Blocked(Blocked::StorageFailed));
+            let tried = |at: Moment| now < at + RESUME_AGAIN;
+            if !seen.room || seen.memory.resumed.is_some_and(tried) {
+                return then(actions, Next::Blocked(Blocked::StorageFailed));
+            }
+            actions.push(Action::Resume);
+            return then(actions, Next::Again);
         }
-        (PowerState::Running, Power::Paused(PausedBy::Request)) => actions.push(Action::Resume),
-        (PowerState::Paused, Power::Running) => actions.push(Action::Suspend),
+        (PowerState::Running, Power::Paused(_)) => {
+            actions.push(Action::Resume);
+            return then(actions, Next::Again);
+        }
+        (PowerState::Paused, Power::Running) => {
+            actions.push(Action::Suspend);
+            return then(actions, Next::Again);
+        }
         (PowerState::Running, Power::Running)
         | (PowerState::Paused, Power::Paused(_))
         | (PowerState::Stopped, _)
         | (_, Power::Off) => {}
     }
-    then(actions, Next::Settled)
-}
-
-/// What of the difference between the running domain and its goal can be changed while it runs.
-fn live_changes(machine: &Machine, domain: &OurDomain, seen: &Observed) -> Vec<Action> {
-    let Some(live) = domain
-        .live
-        .as_ref()
-        .filter(|_| machine.domain_type != DomainType::Lxc)
-    else {
-        return vec![];
-    };
-    if domain.power != Power::Running {
-        return vec![];
+    let changes = live::changes(machine, domain, &seen.files, &seen.memory, now);
+    if changes.is_empty() {
+        actions.extend(live::reached(machine, domain, &seen.memory, now).map(Action::SetLiveMetadata));
+        return then(actions, Next::Settled);
     }
-    let wanted = machine.applied();
-    let mut actions = Vec::new();
-    let mut reached = live.clone();
-    for field in differing(&live.applied, &wanted) {
-        let Some(value) = wanted.get(&field) else { continue };
-        let within = |limit: &str, value: i64| {
-            live.applied
-                .get(limit)
-                .and_then(|l| l.parse::<i64>().ok())
-                .is_some_and(|limit| value <= limit)
-        };
-        let action = match field.as_str() {
-            "cpus" if within("maxCpus", i64::from(machine.cpus)) => Action::SetVcpus(machine.cpus),
-            "memoryMiB" if within("maxMemoryMiB", machine.memory_mib) => {
-                Action::SetMemory(machine.memory_mib)
-            }
-            _ => continue,
-        };
-        if seen.memory.refused.get(&field) == Some(value) {
-            continue;
-        }
-        actions.push(action);
-        reached.applied.insert(field, value.clone());
-    }
-    if !actions.is_empty() {
-        actions.push(Action::SetLiveMetadata(reached));
-    }
-    actions
-}
-
-/// The fields that the user set and the running domain does not have yet.
-#[must_use]
-pub fn restart_required(machine: &Machine, domain: &OurDomain, files: &Files) -> Vec<String> {
-    let (Some(live), Power::Running | Power::Paused(_)) = (&domain.live, domain.power) else {
-        return vec![];
-    };
-    let mut fields = differing(&live.applied, &machine.applied());
-    fields.retain(|field| !machine.defaulted.contains(&field.as_str()));
-    if files.root.is_some_and(|mib| mib < machine.disk_mib) {
-        fields.push("diskMiB".to_owned());
-    }
-    let small = |d: &MachineDisk| {
-        files
-            .disks
-            .get(&d.name)
-            .zip(d.size_mib)
-            .is_some_and(|(mib, wanted)| *mib < wanted)
-    };
-    if machine.disks.iter().any(small) && !fields.iter().any(|f| f == "disks") {
-        fields.push("disks".to_owned());
-    }
-    fields.sort();
-    fields
+    // What has been reached is seen by another look, and recorded then.
+    actions.extend(changes.into_iter().map(Action::Change));
+    then(actions, Next::Again)
 }
 
 #[cfg(test)]

@@ -11,14 +11,17 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 use virtshell_crds::{FINALIZER_DOMAIN, Instance, PowerState};
 
+use super::applied::{DiskWord, InterfaceWord, words};
+use super::backoff;
 use super::connection::{Connection, Lane};
 use super::context::{Context, Record};
 use super::events::{Tell, told};
 use super::goal::{Goal, Machine, NoGoal, goal};
 use super::guest::Watch;
-use super::observed::{DomainState, Files, Observed, OurDomain, Power};
+use super::metadata::differing;
+use super::observed::{DomainState, Files, Observed, OurDomain, PausedBy, Power};
 use super::perform::{PerformError, Performer, image_key};
-use super::plan::{Action, Next, Waiting, plan};
+use super::plan::{Action, Device, Next, Waiting, patience, plan};
 use super::report::{Facts, Failure, OWNED, Outcome, status};
 use super::storage::{ObservedFiles, StorageError};
 use crate::status::{apply, differs};
@@ -33,8 +36,8 @@ const IMAGE_PATIENCE: Duration = Duration::from_secs(1);
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 /// Rounds of one look: a stop, a definition and a start are three.
 const ROUNDS: usize = 6;
-/// The first and the longest pause after a failure.
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(5));
+/// How soon to try again what depends on nobody else.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Looks at the Instance with this uid; returns after how long it wants to look again.
 pub async fn reconcile(context: Arc<Context>, uid: String) -> Option<Duration> {
@@ -109,7 +112,11 @@ impl Look<'_> {
                 Err(error) => return self.failed(&goal, None, &error, record).await,
             };
             if let (Goal::Present(machine), DomainState::Ours(domain)) = (&mut goal, &seen.domain) {
-                machine.keep_choices(&domain.config.applied);
+                machine.keep_choices(&domain.config.metadata.applied);
+                record
+                    .memory
+                    .detaching
+                    .retain(|device, _| is_attached(device, domain));
             }
             self.note_interference(&goal, &seen, record);
             let machine = match &goal {
@@ -120,10 +127,10 @@ impl Look<'_> {
             let observed = Observed {
                 domain: seen.domain.clone(),
                 files: files_of(Some(&seen.files)),
+                room: self.has_room(&seen.domain).await,
                 memory: record.memory.clone(),
             };
-            let now = self.context.now();
-            let plan = plan(&goal, &observed, now);
+            let plan = plan(&goal, &observed, self.context.now());
             let performer = Performer {
                 context: self.context,
                 connection,
@@ -183,7 +190,7 @@ impl Look<'_> {
             }
         }
         // A world that changes faster than it can be looked at.
-        (Some(BACKOFF.0), None)
+        (Some(SOON), None)
     }
 
     async fn observe(
@@ -200,6 +207,18 @@ impl Look<'_> {
             domain: domain?,
             files: files?,
         })
+    }
+
+    /// Whether a guest that its storage suspended would find room; asked only for one.
+    async fn has_room(&self, domain: &DomainState) -> bool {
+        let suspended = matches!(domain, DomainState::Ours(d) if d.power == Power::Paused(PausedBy::IoError));
+        !suspended
+            || self
+                .context
+                .storage
+                .room()
+                .await
+                .is_ok_and(|room| !room.is_nearly_full())
     }
 
     // --- Images -----------------------------------------------------------------------------------------------------
@@ -304,7 +323,9 @@ impl Look<'_> {
         }
         self.report(Some(machine), Some(seen), &Outcome::Settled, record)
             .await;
-        (Some(RESYNC), None)
+        let now = self.context.now();
+        let patience = patience(&record.memory, now).map(|until| until.saturating_sub(now));
+        (Some(patience.unwrap_or(RESYNC).min(RESYNC)), None)
     }
 
     fn watch(&self, machine: &Machine, domain: &OurDomain, connection: &Arc<Connection>, record: &Record) {
@@ -342,7 +363,7 @@ impl Look<'_> {
         record: &mut Record,
     ) -> Ended {
         record.failures += 1;
-        let pause = backoff(record.failures, &self.instance.uid().unwrap_or_default());
+        let pause = backoff::pause(record.failures - 1, &self.instance.uid().unwrap_or_default());
         let reason = failure.reason;
         tracing::warn!(
             instance.name = self.instance.name_any(),
@@ -386,6 +407,7 @@ impl Look<'_> {
             files: seen.map(|s| &s.files),
             guest: &self.context.guests.view(&uid),
             record,
+            moment: self.context.now(),
             now: Time(Timestamp::now()),
         };
         let mut mine = status(&facts, outcome);
@@ -407,7 +429,7 @@ impl Look<'_> {
             Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => {}
             Err(error) => {
                 tracing::warn!(instance.name = instance.name_any(), %error, "the status cannot be written");
-                self.context.requests.after(&uid, BACKOFF.0);
+                self.context.requests.after(&uid, SOON);
             }
         }
     }
@@ -456,22 +478,19 @@ impl Look<'_> {
     // --- Events -----------------------------------------------------------------------------------------------------
 
     /// Tells what somebody else did to the domain before it is repaired.
-    fn note_interference(&self, goal: &Goal, seen: &Seen, record: &Record) {
+    fn note_interference(&self, goal: &Goal, seen: &Seen, record: &mut Record) {
         let Goal::Present(machine) = goal else { return };
         let known = self.instance.status.as_ref().is_some_and(|s| s.domain.is_some());
         let tell = match &seen.domain {
-            DomainState::Absent if known => Tell::Undefined,
-            DomainState::Ours(domain)
-                if domain.power == Power::Off
-                    && machine.power == PowerState::Running
-                    && !record.expected_off
-                    && self.was_running() =>
-            {
-                Tell::Stopped
-            }
-            DomainState::Ours(_) | DomainState::Absent | DomainState::Foreign { .. } => return,
+            DomainState::Absent if known => Some(Tell::Undefined),
+            DomainState::Ours(domain) => interference(machine, domain, record, self.was_running()),
+            DomainState::Absent | DomainState::Foreign { .. } => None,
         };
-        told(self.context, self.instance, &tell);
+        // What cannot be repaired at once is still there at the next look, and was told.
+        if let Some(tell) = tell.as_ref().filter(|_| record.interference != tell) {
+            told(self.context, self.instance, tell);
+        }
+        record.interference = tell;
     }
 
     /// Whether the status says that the domain ran as this generation asks.
@@ -533,14 +552,36 @@ fn waiting_text(waiting: Waiting, pause: Duration) -> String {
     }
 }
 
-/// Pause after so many failures: 2^n seconds, with a jitter that differs between Instances but not between tries, so
-/// that many that fail together do not come back together.
-fn backoff(failures: u32, uid: &str) -> Duration {
-    let base = BACKOFF.0 * (1 << failures.saturating_sub(1).min(9));
-    let jitter = uid.bytes().fold(0u32, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u32::from(byte))
-    }) % 256;
-    base.min(BACKOFF.1).mul_f64(0.75 + f64::from(jitter) / 512.0)
+/// What somebody else did to a domain of ours.
+fn interference(machine: &Machine, domain: &OurDomain, record: &Record, was_running: bool) -> Option<Tell> {
+    let wanted = machine.power == PowerState::Running && was_running;
+    match domain.power {
+        Power::Off if wanted && !record.expected_off => return Some(Tell::Stopped),
+        Power::Paused(PausedBy::Request) if wanted => return Some(Tell::SuspendedOutside),
+        Power::Running | Power::Paused(_) | Power::Off => {}
+    }
+    if !domain.persistent {
+        return Some(Tell::Undefined);
+    }
+    let edited = differing(&domain.config.metadata.applied, &domain.config.carries);
+    if !edited.is_empty() {
+        return Some(Tell::Edited(edited));
+    }
+    let live = domain.live.as_ref()?;
+    let ours = machine.applied();
+    let mut changed = differing(&live.metadata.applied, &live.carries);
+    // Our own changes on the way are not somebody else's; nor is a balloon that moves.
+    changed.retain(|field| live.metadata.applied.get(field) == ours.get(field) && field != "memoryMiB");
+    (!changed.is_empty()).then_some(Tell::Changed(changed))
+}
+
+/// Whether the running domain still has a device.
+fn is_attached(device: &Device, domain: &OurDomain) -> bool {
+    let Some(live) = &domain.live else { return false };
+    words(&live.carries, device.field()).any(|word| match device {
+        Device::Disk(name) => DiskWord::parse(word).is_some_and(|disk| disk.name == name),
+        Device::Interface(mac) => InterfaceWord::parse(word).is_some_and(|interface| interface.mac == mac),
+    })
 }
 
 fn uuid(domain: &DomainState) -> Option<String> {
@@ -571,23 +612,4 @@ pub fn files_of(files: Option<&ObservedFiles>) -> Files {
             .collect::<BTreeMap<_, _>>(),
         any: files.root.is_some() || files.seed.is_some() || !files.disks.is_empty(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pause_doubles_within_its_bounds_and_differs_between_instances() {
-        let uid = "8f0c21d4-1111-2222-3333-444444444444";
-        for n in 1..9 {
-            let (one, two) = (backoff(n, uid), backoff(n + 1, uid));
-            assert!(
-                two > one && one >= BACKOFF.0.mul_f64(0.75),
-                "{n}: {one:?} {two:?}"
-            );
-        }
-        assert!(backoff(1000, uid) <= BACKOFF.1.mul_f64(1.25));
-        assert_ne!(backoff(3, uid), backoff(3, "another"));
-    }
 }

@@ -11,8 +11,9 @@ use virtshell_crds::{Instance, InstanceStatus, Phase, PowerState};
 use super::context::Record;
 use super::goal::{DomainType, Machine};
 use super::guest::GuestView;
+use super::observed::Moment;
 use super::observed::{DomainState, OurDomain, Power};
-use super::plan::{Blocked, Waiting, restart_required};
+use super::plan::{Blocked, Outstanding, Waiting, outstanding};
 use super::storage::ObservedFiles;
 
 /// The top-level fields of status that the node owns.
@@ -80,6 +81,8 @@ pub struct Facts<'a> {
     pub guest: &'a GuestView,
     /// What the agent remembers.
     pub record: &'a Record,
+    /// The agent's clock.
+    pub moment: Moment,
     /// The calendar.
     pub now: Time,
 }
@@ -94,11 +97,12 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
     };
     // What cannot be asked now stays as it was said last; Ready=Unknown says that it may be old.
     let asked = facts.domain.is_some();
-    let restart_required = match (facts.machine, ours) {
+    let outstanding = match (facts.machine, ours) {
         (Some(machine), Some(domain)) => {
-            restart_required(machine, domain, &super::reconcile::files_of(facts.files))
+            let files = super::reconcile::files_of(facts.files);
+            outstanding(machine, domain, &files, &facts.record.memory, facts.moment)
         }
-        _ => vec![],
+        _ => Outstanding::default(),
     };
     let mut status = InstanceStatus {
         observed_generation: facts.instance.metadata.generation,
@@ -110,7 +114,9 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
         } else {
             old.power_state
         },
-        last_restart_token: ours.map_or(old.last_restart_token.clone(), |d| d.config.restart_token.clone()),
+        last_restart_token: ours.map_or(old.last_restart_token.clone(), |d| {
+            d.config.metadata.restart_token.clone()
+        }),
         provisioned: old.provisioned,
         domain: domain(facts, ours).or(if asked { None } else { old.domain.clone() }),
         disks: facts
@@ -135,8 +141,8 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
             (status.addresses, status.interfaces) = (old.addresses.clone(), old.interfaces.clone());
         }
     }
-    status.conditions = conditions(facts, ours, outcome, &restart_required, &old.conditions);
-    status.restart_required = restart_required;
+    status.conditions = conditions(facts, ours, outcome, &outstanding, &old.conditions);
+    status.restart_required = outstanding.fields;
     status
 }
 
@@ -146,13 +152,16 @@ fn phase(ours: Option<&OurDomain>, outcome: &Outcome) -> Option<Phase> {
         Outcome::Deleting => Some(Phase::Deleting),
         Outcome::Failed(failure) if failure.unknown => None,
         Outcome::Failed(failure) if !failure.transient => Some(Phase::Failed),
-        Outcome::Blocked(_) => Some(Phase::Failed),
-        Outcome::Settled | Outcome::Waiting(..) | Outcome::Failed(_) => Some(match ours.map(|d| d.power) {
-            None => Phase::Creating,
-            Some(Power::Running) => Phase::Running,
-            Some(Power::Paused(_)) => Phase::Paused,
-            Some(Power::Off) => Phase::Stopped,
-        }),
+        // What blocks a guest that runs has not failed it yet.
+        Outcome::Blocked(_) if ours.is_none_or(|d| d.power == Power::Off) => Some(Phase::Failed),
+        Outcome::Blocked(_) | Outcome::Settled | Outcome::Waiting(..) | Outcome::Failed(_) => {
+            Some(match ours.map(|d| d.power) {
+                None => Phase::Creating,
+                Some(Power::Running) => Phase::Running,
+                Some(Power::Paused(_)) => Phase::Paused,
+                Some(Power::Off) => Phase::Stopped,
+            })
+        }
     }
 }
 
@@ -175,11 +184,15 @@ pub fn explain(blocked: &Blocked) -> String {
         Blocked::ShutdownIgnored => {
             "the guest was asked to shut down and did not; shut it down from inside, or set stopMode to Graceful or Force".to_owned()
         }
-        Blocked::RootMissing => {
-            "the root disk is gone from this host; put the file back, or delete the Instance".to_owned()
-        }
+        Blocked::DiskMissing { name, running: false } => format!(
+            "the file of disk {name} is gone from this host; put it back, or delete the Instance{}",
+            if name == "root" { "" } else { ", or take the disk out of the spec" }
+        ),
+        Blocked::DiskMissing { name, running: true } => format!(
+            "the file of disk {name} was deleted while the guest has it open; copy its data out of the guest before it stops"
+        ),
         Blocked::StorageFailed => {
-            "QEMU suspended the guest because its storage failed, usually for want of room; make room on the host, then resume it".to_owned()
+            "QEMU suspended the guest because its storage failed, usually for want of room; make room on the host, and it is resumed".to_owned()
         }
     }
 }
@@ -190,7 +203,7 @@ pub const fn blocked_reason(blocked: &Blocked) -> &'static str {
     match blocked {
         Blocked::NameTaken { .. } => "DomainNameTaken",
         Blocked::ShutdownIgnored => "ShutdownIgnored",
-        Blocked::RootMissing => "DiskMissing",
+        Blocked::DiskMissing { .. } => "DiskMissing",
         Blocked::StorageFailed => "StorageFailed",
     }
 }
@@ -216,6 +229,7 @@ fn domain(facts: &Facts<'_>, ours: Option<&OurDomain>) -> Option<DomainStatus> {
     let old = facts.instance.status.as_ref().and_then(|s| s.domain.as_ref());
     let type_ = domain
         .config
+        .metadata
         .applied
         .get("driver")
         .cloned()
@@ -293,7 +307,7 @@ fn conditions(
     facts: &Facts<'_>,
     ours: Option<&OurDomain>,
     outcome: &Outcome,
-    restart_required: &[String],
+    outstanding: &Outstanding,
     old: &[Condition],
 ) -> Vec<Condition> {
     let mine = [IMAGE_READY, READY, CONVERGED, AGENT_CONNECTED];
@@ -307,7 +321,7 @@ fn conditions(
     for (type_, (status, reason, message)) in [
         (IMAGE_READY, image_ready(facts, outcome)),
         (READY, ready(facts, ours, outcome)),
-        (CONVERGED, converged(outcome, restart_required)),
+        (CONVERGED, converged(outcome, outstanding)),
         (AGENT_CONNECTED, agent_connected(facts, ours)),
     ] {
         // What was said of image and agent stands while nothing can be asked.
@@ -376,17 +390,20 @@ fn emulation(facts: &Facts<'_>) -> String {
     })
 }
 
-fn converged(outcome: &Outcome, restart_required: &[String]) -> Said {
+fn converged(outcome: &Outcome, outstanding: &Outstanding) -> Said {
+    let fields = outstanding.fields.join(", ");
     match outcome {
-        Outcome::Settled if restart_required.is_empty() => (Status::True, "Converged", String::new()),
-        Outcome::Settled => {
-            let fields = restart_required.join(", ");
-            (
-                Status::False,
-                "RestartRequired",
-                format!("these fields change at the next restart: {fields}"),
-            )
-        }
+        Outcome::Settled if outstanding.fields.is_empty() => (Status::True, "Converged", String::new()),
+        Outcome::Settled if outstanding.pending == outstanding.fields => (
+            Status::False,
+            "Detaching",
+            format!("the guest was asked to let go of devices and has not yet: {fields}"),
+        ),
+        Outcome::Settled => (
+            Status::False,
+            "RestartRequired",
+            format!("these fields change at the next restart: {fields}"),
+        ),
         Outcome::Failed(failure) if failure.unknown => {
             (Status::Unknown, failure.reason, failure.message.clone())
         }

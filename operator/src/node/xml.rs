@@ -70,6 +70,19 @@ impl Element {
             .map(|(_, value)| value.as_str())
     }
 
+    /// Whether it declares this namespace.
+    #[must_use]
+    pub fn declares(&self, namespace: &str) -> bool {
+        self.attributes.iter().any(|(_, value)| value == namespace)
+    }
+
+    /// With an attribute set, added when it is not there.
+    #[must_use]
+    pub fn set(mut self, name: &str, value: &str) -> Self {
+        self.attributes.retain(|(n, _)| n != name);
+        self.attr(name, value)
+    }
+
     /// The text of a leaf.
     #[must_use]
     pub fn text(&self) -> &str {

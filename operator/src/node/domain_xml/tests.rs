@@ -11,6 +11,9 @@ use super::*;
 use crate::node::goal::{Goal, Offer, goal};
 use crate::node::xml::parse;
 
+#[path = "libvirt_tests.rs"]
+mod libvirt_tests;
+
 const UID: &str = "8f0c21d4-1111-2222-3333-444444444444";
 
 struct Case {
@@ -172,7 +175,7 @@ fn metadata(machine: &Machine) -> Metadata {
 
 fn written(case: &Case) -> String {
     let machine = machine(case);
-    domain_xml(&machine, &case.paths, &metadata(&machine))
+    domain_xml(&machine, &case.paths, &metadata(&machine), None)
 }
 
 fn named(name: &str) -> Case {
@@ -213,7 +216,7 @@ fn libvirts_schema_accepts_it() {
 fn our_metadata_reads_back() {
     for case in cases() {
         let machine = machine(&case);
-        let read = parse(&domain_xml(&machine, &case.paths, &metadata(&machine))).unwrap();
+        let read = parse(&domain_xml(&machine, &case.paths, &metadata(&machine), None)).unwrap();
         let ours = read.find(&["metadata", "instance"]).unwrap();
         assert_eq!(
             Metadata::parse(&ours.render()).unwrap(),
@@ -319,6 +322,6 @@ fn what_a_domain_must_not_have() {
     alone.spec = json!({});
     let mut machine = machine(&alone);
     machine.interfaces.clear();
-    let read = parse(&domain_xml(&machine, &alone.paths, &metadata(&machine))).unwrap();
+    let read = parse(&domain_xml(&machine, &alone.paths, &metadata(&machine), None)).unwrap();
     assert!(read.find(&["features", "privnet"]).is_some() && read.find(&["devices", "interface"]).is_none());
 }

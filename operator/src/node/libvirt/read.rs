@@ -6,11 +6,12 @@ use virt::error::Error;
 use virt::sys;
 use virtshell_crds::DOMAIN_METADATA_NAMESPACE;
 
+use super::super::carried::carried;
 use super::super::goal::Identity;
 use super::super::hypervisor::{HypervisorError, LibvirtErrorKind};
 use super::super::metadata::Metadata;
-use super::super::observed::{DomainState, OurDomain, PausedBy, Power};
-use super::super::xml;
+use super::super::observed::{Definition, DomainState, OurDomain, PausedBy, Power};
+use super::super::xml::{self, Element};
 use super::{Answer, Link, libvirt_error};
 
 /// What a host's libvirt says of itself and of the machine.
@@ -99,28 +100,59 @@ impl Link {
         let name = domain.name().map_err(|e| self.failed("read", uid, &e))?;
         let failed = |e: Error| self.failed("read", &name, &e);
         let uuid = domain.uuid_string().map_err(failed)?;
-        let config = self.metadata(domain, &name, sys::VIR_DOMAIN_AFFECT_CONFIG)?;
         let power = power(domain).map_err(failed)?;
+        let persistent = domain.is_persistent().map_err(failed)?;
+        // One that was undefined while it runs has no configuration to read.
+        let config = persistent
+            .then(|| self.description(domain, &name, sys::VIR_DOMAIN_XML_INACTIVE))
+            .transpose()?;
         let live = match power {
             Power::Off => None,
-            Power::Running | Power::Paused(_) => self.metadata(domain, &name, sys::VIR_DOMAIN_AFFECT_LIVE)?,
+            Power::Running | Power::Paused(_) => Some(self.description(domain, &name, 0)?),
         };
-        let persistent = domain.is_persistent().map_err(failed)?;
-        let Some(owner) = config.or_else(|| live.clone()).filter(|m| m.uid == uid) else {
+        let mark = |xml: &Option<Element>| {
+            xml.as_ref()
+                .and_then(Metadata::of_domain)
+                .filter(|m| m.uid == uid)
+        };
+        let (marked, marked_live) = (mark(&config), mark(&live));
+        let Some(record) = marked.clone().or_else(|| marked_live.clone()) else {
             return Ok(DomainState::Foreign { name, uuid });
         };
+        let define = |xml: &Element, metadata: Metadata| Definition {
+            carries: carried(xml, uid, &metadata.applied, &record.applied),
+            metadata,
+        };
+        let live_copy = live
+            .as_ref()
+            .map(|xml| define(xml, marked_live.clone().unwrap_or_else(|| record.clone())));
+        let config = match (config, &live_copy) {
+            (Some(xml), _) => define(&xml, marked.unwrap_or_else(|| record.clone())),
+            (None, Some(live)) => live.clone(),
+            (None, None) => return Ok(DomainState::Absent),
+        };
         let autostart = persistent && domain.autostart().map_err(failed)?;
-        let agent_open = power == Power::Running && self.agent_open(domain, &name)?;
+        let agent_open = power == Power::Running && live.as_ref().is_some_and(agent_open);
         Ok(DomainState::Ours(Box::new(OurDomain {
             name,
             uuid,
             power,
-            config: owner,
-            live,
+            config,
+            live: live_copy,
             persistent,
             autostart,
             agent_open,
         })))
+    }
+
+    pub(super) fn description(&self, domain: &Domain, name: &str, flags: u32) -> Answer<Element> {
+        let text = domain
+            .xml_desc(flags)
+            .map_err(|e| self.failed("read", name, &e))?;
+        xml::parse(&text).map_err(|source| HypervisorError::Unreadable {
+            domain: name.to_owned(),
+            source,
+        })
     }
 
     fn metadata(&self, domain: &Domain, name: &str, copy: u32) -> Answer<Option<Metadata>> {
@@ -147,26 +179,24 @@ impl Link {
         }
     }
 
-    fn agent_open(&self, domain: &Domain, name: &str) -> Answer<bool> {
-        let text = domain.xml_desc(0).map_err(|e| self.failed("read", name, &e))?;
-        let read = xml::parse(&text).map_err(|source| HypervisorError::Unreadable {
-            domain: name.to_owned(),
-            source,
-        })?;
-        let open = |channel: &xml::Element| {
-            channel.find(&["target"]).is_some_and(|target| {
-                target.attribute("name") == Some("org.qemu.guest_agent.0")
-                    && target.attribute("state") == Some("connected")
-            })
-        };
-        Ok(read
-            .find(&["devices"])
-            .is_some_and(|devices| devices.named("channel").any(open)))
-    }
-
     /// Whether the guest agent has its channel open.
     pub fn agent_is_open(&self, uuid: &str) -> Answer<bool> {
-        self.agent_open(&self.domain(uuid)?, uuid)
+        self.description(&self.domain(uuid)?, uuid, 0)
+            .map(|xml| agent_open(&xml))
+    }
+
+    /// The configuration's XML; absent when there is none.
+    pub fn configuration(&self, uuid: &str) -> Answer<Option<Element>> {
+        let found = self.present(self.connect.lookup_domain_by_uuid_string(uuid), uuid)?;
+        let Some(domain) = found else { return Ok(None) };
+        if !domain
+            .is_persistent()
+            .map_err(|e| self.failed("read", uuid, &e))?
+        {
+            return Ok(None);
+        }
+        self.description(&domain, uuid, sys::VIR_DOMAIN_XML_INACTIVE)
+            .map(Some)
     }
 
     /// All domains.
@@ -229,6 +259,17 @@ impl Link {
     }
 }
 
+fn agent_open(xml: &Element) -> bool {
+    let open = |channel: &Element| {
+        channel.find(&["target"]).is_some_and(|target| {
+            target.attribute("name") == Some("org.qemu.guest_agent.0")
+                && target.attribute("state") == Some("connected")
+        })
+    };
+    xml.find(&["devices"])
+        .is_some_and(|devices| devices.named("channel").any(open))
+}
+
 fn power(domain: &Domain) -> Result<Power, Error> {
     let (state, reason) = domain.state()?;
     Ok(match state {
@@ -239,14 +280,9 @@ fn power(domain: &Domain) -> Result<Power, Error> {
             Enum::Known(_) | Enum::Unknown(_) => PausedBy::Request,
         }),
         Enum::Known(VirtState::Shutoff) => Power::Off,
-        Enum::Known(
-            VirtState::Running
-            | VirtState::Blocked
-            | VirtState::Shutdown
-            | VirtState::Crashed
-            | VirtState::PMSuspended
-            | VirtState::NoState,
-        )
+        Enum::Known(VirtState::PMSuspended) => Power::Paused(PausedBy::Sleep),
+        Enum::Known(VirtState::Crashed) => Power::Paused(PausedBy::Crash),
+        Enum::Known(VirtState::Running | VirtState::Blocked | VirtState::Shutdown | VirtState::NoState)
         | Enum::Unknown(_) => Power::Running,
     })
 }

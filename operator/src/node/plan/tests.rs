@@ -5,9 +5,11 @@ mod model;
 
 use serde_json::{Value, json};
 
+use super::live::Change as C;
 use super::*;
 use crate::node::goal::{Offer, goal};
-use crate::node::observed::{Memory, Starts};
+use crate::node::metadata::differing;
+use crate::node::observed::{Definition, Files, Memory, Starts};
 use Action::*;
 
 const UID: &str = "8f0c21d4-1111-2222-3333-444444444444";
@@ -76,9 +78,17 @@ fn made(mut spec: Value, driver: &str, metadata: Value) -> Goal {
     .unwrap()
 }
 
+/// A copy that carries what its record says.
+fn defined(metadata: Metadata) -> Definition {
+    Definition {
+        carries: metadata.applied.clone(),
+        metadata,
+    }
+}
+
 /// The domain of this machine, in that state, with nothing to change.
 fn domain(machine: &Machine, power: Power) -> OurDomain {
-    let config = metadata(machine, false);
+    let config = defined(metadata(machine, false));
     OurDomain {
         name: machine.id.domain_name.clone(),
         uuid: UID.to_owned(),
@@ -115,6 +125,7 @@ fn see(domain: OurDomain, files: Files) -> Observed {
     Observed {
         domain: DomainState::Ours(Box::new(domain)),
         files,
+        room: true,
         memory: memory(),
     }
 }
@@ -128,6 +139,7 @@ fn absent(files: Files) -> Observed {
     Observed {
         domain: DomainState::Absent,
         files,
+        room: true,
         memory: memory(),
     }
 }
@@ -140,6 +152,7 @@ fn foreign(files: Files) -> Observed {
     Observed {
         domain,
         files,
+        room: true,
         memory: memory(),
     }
 }
@@ -290,6 +303,12 @@ fn keeping_it_as_it_should_be() {
     let paused = machine(json!({"powerState": "Paused"}));
     let auto = machine(json!({"autostart": true}));
     let define = |m: &Machine| Define(metadata(m, false));
+    let data = machine(json!({"disks": [{"name": "data", "sizeMiB": 1024}]}));
+    let lost = |name: &str, running| Next::Blocked(Blocked::DiskMissing { name: name.into(), running });
+    let full = |mut seen: Observed| {
+        seen.room = false;
+        seen
+    };
     let transient = |m: &Machine| {
         with(at(m, Power::Running), |d, _, _| {
             (d.persistent, d.autostart) = (false, false);
@@ -309,18 +328,31 @@ fn keeping_it_as_it_should_be() {
             Next::Settled),
         ("autostart changes while it is off", present(&stopped),
             with(at(&stopped, Power::Off), |d, _, _| d.autostart = true), vec![SetAutostart(false)], Next::Settled),
-        ("pause", present(&paused), at(&paused, Power::Running), vec![Suspend], Next::Settled),
-        ("resume", present(&vm), at(&vm, PAUSED), vec![Resume], Next::Settled),
+        ("pause", present(&paused), at(&paused, Power::Running), vec![Suspend], Next::Again),
+        ("resume", present(&vm), at(&vm, PAUSED), vec![Resume], Next::Again),
         ("off, and paused is wanted", present(&paused), at(&paused, Power::Off), vec![Start { paused: true }],
             Next::Settled),
-        ("a guest that its storage suspended is not resumed", present(&vm), at(&vm, IO_ERROR), vec![],
+        ("a guest that its storage suspended is resumed when there is room", present(&vm), at(&vm, IO_ERROR),
+            vec![Resume], Next::Again),
+        ("not before", present(&vm), full(at(&vm, IO_ERROR)), vec![], Next::Blocked(Blocked::StorageFailed)),
+        ("nor again at once", present(&vm), with(at(&vm, IO_ERROR), |_, _, m| m.resumed = Some(ago(5))), vec![],
             Next::Blocked(Blocked::StorageFailed)),
+        ("a guest that sleeps is woken", present(&vm), at(&vm, Power::Paused(PausedBy::Sleep)), vec![Resume],
+            Next::Again),
+        ("the remains of one that crashed go first", present(&vm), at(&vm, Power::Paused(PausedBy::Crash)),
+            vec![Destroy], Next::Again),
         ("its root is gone: nothing is made up", present(&vm), with(at(&vm, Power::Off), |_, f, _| f.root = None),
-            vec![], Next::Blocked(Blocked::RootMissing)),
+            vec![], lost("root", false)),
         ("also when it should be off", present(&stopped), with(at(&stopped, Power::Off), |_, f, _| f.root = None),
-            vec![], Next::Blocked(Blocked::RootMissing)),
+            vec![], lost("root", false)),
+        ("nor is a disk", present(&data), with(at(&data, Power::Off), |_, f, _| f.disks.clear()), vec![],
+            lost("data", false)),
+        ("one that is in the spec no more is not missed", present(&vm),
+            with(at(&data, Power::Off), |_, f, _| f.disks.clear()), vec![define(&vm), RUN], Next::Settled),
         ("a running guest is left alone without its root", present(&vm),
-            with(at(&vm, Power::Running), |_, f, _| f.root = None), vec![], Next::Settled),
+            with(at(&vm, Power::Running), |_, f, _| f.root = None), vec![], lost("root", true)),
+        ("and not stopped by a definition without it", present(&data),
+            with(at(&data, Power::Running), |_, f, _| f.disks.clear()), vec![], lost("data", true)),
         ("a lost seed is made again", present(&vm), with(at(&vm, Power::Off), |_, f, _| f.seed = false),
             vec![MakeSeed, RUN], Next::Settled),
     ]);
@@ -338,15 +370,15 @@ fn a_guest_that_does_not_stay_up_waits_ever_longer() {
             };
         })
     };
-    let pause = |seconds| Next::Wait(later(seconds), Waiting::CrashLoop);
+    let since = |seconds, n| Next::Wait(ago(seconds) + backoff::pause(n, UID), Waiting::CrashLoop);
     check(vec![
         ("patience", present(&vm), crashed(1, 0), vec![RUN], Next::Settled),
-        ("then a second", present(&vm), crashed(2, 0), vec![], pause(1)),
-        ("then two", present(&vm), crashed(3, 0), vec![], pause(2)),
-        ("counted from the start", present(&vm), crashed(5, 3), vec![], pause(5)),
+        ("then a second", present(&vm), crashed(2, 0), vec![], since(0, 0)),
+        ("then two", present(&vm), crashed(3, 0), vec![], since(0, 1)),
+        ("counted from the start", present(&vm), crashed(5, 3), vec![], since(3, 3)),
         ("over", present(&vm), crashed(5, 8), vec![RUN], Next::Settled),
-        ("at most five minutes", present(&vm), crashed(11, 0), vec![], pause(300)),
-        ("however often", present(&vm), crashed(u32::MAX, 0), vec![], pause(300)),
+        ("at most five minutes", present(&vm), crashed(11, 0), vec![], since(0, 9)),
+        ("however often", present(&vm), crashed(u32::MAX, 0), vec![], since(0, 9)),
     ]);
     let stopped = machine(json!({"powerState": "Stopped"}));
     let mut seen = crashed(9, 0);
@@ -362,7 +394,7 @@ fn a_guest_that_does_not_stay_up_waits_ever_longer() {
         [Define(metadata(&vm, false))],
         "undefined in the meantime: defined, but not started"
     );
-    assert_eq!(waiting.then, pause(128));
+    assert_eq!(waiting.then, since(0, 7));
 }
 
 #[test]
@@ -461,48 +493,190 @@ fn changing_what_is_defined() {
     let define = |m: &Machine| Define(metadata(m, false));
     let live = |m: &Machine| SetLiveMetadata(metadata(m, false));
     let running = |m: &Machine| at(m, Power::Running);
-    let refusing = |field: &str, value: &str| {
-        with(running(&vm), |_, _, m| {
-            drop(m.refused.insert(field.to_owned(), value.to_owned()));
+    let refusing = |change: C| with(running(&vm), |_, _, m| m.refused = vec![change]);
+    let reached = |old: &Machine, new: &Machine, now: &[(&str, &str)]| {
+        with(running(old), |d, _, _| {
+            d.config = defined(metadata(new, false));
+            let carries = &mut d.live.as_mut().unwrap().carries;
+            carries.extend(now.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())));
         })
     };
+    let renamed = machine(json!({"hostname": "other"}));
+    let ct_larger = container(json!({"diskMiB": 20480}));
     check(vec![
-        ("CPUs within the maximum are live", present(&cpus), running(&vm),
-            vec![define(&cpus), SetVcpus(3), live(&cpus)], Next::Settled),
-        ("so is memory", present(&less), running(&vm), vec![define(&less), SetMemory(512), live(&less)],
+        ("CPUs within the maximum are live", present(&cpus), running(&vm), vec![define(&cpus), Change(C::Vcpus(3))],
+            Next::Again),
+        ("so is memory", present(&less), running(&vm), vec![define(&less), Change(C::Memory(512))], Next::Again),
+        ("both at once", present(&both), running(&vm), vec![define(&both), Change(C::Vcpus(4)), Change(C::Memory(2048))],
+            Next::Again),
+        ("what is reached is recorded", present(&cpus), reached(&vm, &cpus, &[("cpus", "3")]), vec![live(&cpus)],
             Next::Settled),
-        ("both at once", present(&both), running(&vm),
-            vec![define(&both), SetVcpus(4), SetMemory(2048), live(&both)], Next::Settled),
+        ("only that", present(&both), with(reached(&vm, &both, &[("memoryMiB", "2048")]), |_, _, m| {
+            m.refused = vec![C::Vcpus(4)];
+        }), vec![live(&machine(json!({"memoryMiB": 2048})))], Next::Settled),
         ("beyond the maximum they wait", present(&beyond), running(&vm), vec![define(&beyond)], Next::Settled),
-        ("what was refused waits", present(&cpus), refusing("cpus", "3"), vec![define(&cpus)], Next::Settled),
-        ("another value is tried", present(&cpus), refusing("cpus", "4"),
-            vec![define(&cpus), SetVcpus(3), live(&cpus)], Next::Settled),
-        ("one refused, the other not", present(&both), refusing("cpus", "4"),
-            vec![define(&both), SetMemory(2048), SetLiveMetadata(Metadata { applied: machine(json!({"memoryMiB": 2048})).applied(), ..metadata(&vm, false) })],
-            Next::Settled),
+        ("what was refused waits", present(&cpus), refusing(C::Vcpus(3)), vec![define(&cpus)], Next::Settled),
+        ("another value is tried", present(&cpus), refusing(C::Vcpus(4)), vec![define(&cpus), Change(C::Vcpus(3))],
+            Next::Again),
+        ("one refused, the other not", present(&both), refusing(C::Vcpus(4)),
+            vec![define(&both), Change(C::Memory(2048))], Next::Again),
         ("the definition is there, the running domain still differs", present(&cpus),
-            with(running(&vm), |d, _, _| d.config = metadata(&cpus, false)), vec![SetVcpus(3), live(&cpus)],
-            Next::Settled),
+            with(running(&vm), |d, _, _| d.config = defined(metadata(&cpus, false))), vec![Change(C::Vcpus(3))],
+            Next::Again),
         ("a suspended guest cannot take it", present(&machine(json!({"cpus": 3, "powerState": "Paused"}))),
             at(&vm, PAUSED), vec![define(&cpus)], Next::Settled),
-        ("a container has no CPUs to plug", present(&ct_cpus), running(&ct), vec![define(&ct_cpus)], Next::Settled),
+        ("a container gets more of the scheduler's time", present(&ct_cpus), running(&ct),
+            vec![define(&ct_cpus), Change(C::Vcpus(1))], Next::Again),
         ("what is off gets the newest definition", present(&beyond), at(&vm, Power::Off),
             vec![define(&beyond), RUN], Next::Settled),
-        ("provisioned stays", present(&cpus), with(at(&vm, Power::Off), |d, _, _| d.config.provisioned = true),
+        ("provisioned stays", present(&cpus), with(at(&vm, Power::Off), |d, _, _| d.config.metadata.provisioned = true),
             vec![Define(metadata(&cpus, true)), RUN], Next::Settled),
         ("a root disk grows while it is off", present(&larger), at(&vm, Power::Off),
             vec![GrowDisk("root".into(), 20_480), RUN], Next::Settled),
-        ("not while it runs", present(&larger), running(&vm), vec![], Next::Settled),
+        ("and while it runs", present(&larger), running(&vm), vec![Change(C::Grow("root".into(), 20_480))], Next::Again),
+        ("unless QEMU refuses", present(&larger), refusing(C::Grow("root".into(), 20_480)), vec![], Next::Settled),
+        ("a container's grows when it is off", present(&ct_larger), running(&ct), vec![], Next::Settled),
         ("other disks too", present(&more_data), at(&data, Power::Off), vec![GrowDisk("data".into(), 2048), RUN],
             Next::Settled),
-        ("a new disk is made and defined while it runs", present(&data), running(&vm),
-            vec![MakeDisk("data".into()), define(&data)], Next::Settled),
+        ("other disks too, while it runs", present(&more_data), running(&data), vec![Change(C::Grow("data".into(), 2048))],
+            Next::Again),
         ("a disk that is left out keeps its file", present(&vm), at(&data, Power::Off), vec![define(&vm), RUN],
             Next::Settled),
         ("and comes back with it", present(&data),
             with(at(&vm, Power::Off), |_, f, _| f.disks = files(&data).disks), vec![define(&data), RUN],
             Next::Settled),
+        ("a new host name is told at the next start", present(&renamed), running(&vm), vec![], Next::Settled),
+        ("which writes the seed anew", present(&renamed), at(&vm, Power::Off), vec![MakeSeed, define(&renamed), RUN],
+            Next::Settled),
     ]);
+}
+
+#[test]
+#[rustfmt::skip]
+fn devices_come_and_go_while_it_runs() {
+    let nic = |name: &str, network: &str, model: &str| json!({"name": name, "network": network, "model": model});
+    let with_nics = |nics: Vec<Value>| machine(json!({"interfaces": nics}));
+    let vm = machine(json!({}));
+    let data = machine(json!({"disks": [{"name": "data", "sizeMiB": 1024}]}));
+    let scsi = machine(json!({"disks": [{"name": "data", "sizeMiB": 1024, "bus": "scsi"}]}));
+    let two = with_nics(vec![nic("eth0", "default", "virtio"), nic("eth1", "isolated", "virtio")]);
+    let moved = with_nics(vec![nic("eth0", "isolated", "virtio")]);
+    let model = with_nics(vec![nic("eth0", "default", "e1000e")]);
+    let mut none = vm.clone();
+    none.interfaces.clear();
+    let (eth0, eth1) = (vm.interfaces[0].mac.clone(), two.interfaces[1].mac.clone());
+    let define = |m: &Machine| Define(metadata(m, false));
+    let running = |m: &Machine| at(m, Power::Running);
+    let disk = || Device::Disk("data".into());
+    let interface = |mac: &str| Device::Interface(mac.into());
+    let detaching = |seen: Observed, device: Device, seconds| {
+        with(seen, |_, _, m| m.detaching.extend([(device, ago(seconds))]))
+    };
+    // The configuration is the new one already, and so is the file of a disk.
+    let after = |old: &Machine, new: &Machine| {
+        with(at(old, Power::Running), |d, f, _| {
+            d.config = defined(metadata(new, false));
+            f.disks.extend(files(new).disks);
+        })
+    };
+    check(vec![
+        ("a new disk is made, defined and attached", present(&data), running(&vm),
+            vec![MakeDisk("data".into()), define(&data), Change(C::Attach(disk()))], Next::Again),
+        ("one that is left out is detached", present(&vm), running(&data), vec![define(&vm), Change(C::Detach(disk()))],
+            Next::Again),
+        ("which is asked once", present(&vm), detaching(after(&data, &vm), disk(), 5), vec![], Next::Settled),
+        ("whatever the guest does", present(&vm), detaching(after(&data, &vm), disk(), 500), vec![], Next::Settled),
+        ("a disk on another bus waits", present(&scsi), running(&data), vec![define(&scsi)], Next::Settled),
+        ("a new interface", present(&two), running(&vm), vec![define(&two), Change(C::Attach(interface(&eth1)))], Next::Again),
+        ("one that is left out", present(&vm), running(&two), vec![define(&vm), Change(C::Detach(interface(&eth1)))],
+            Next::Again),
+        ("all of them", present(&none), running(&vm), vec![define(&none), Change(C::Detach(interface(&eth0)))], Next::Again),
+        ("another network", present(&moved), running(&vm), vec![define(&moved), Change(C::Update(interface(&eth0)))],
+            Next::Again),
+        ("another model: away with the old card", present(&model), running(&vm),
+            vec![define(&model), Change(C::Detach(interface(&eth0)))], Next::Again),
+        ("then the new one", present(&model), after(&none, &model), vec![Change(C::Attach(interface(&eth0)))], Next::Again),
+        ("no port is free: it waits", present(&two), with(after(&vm, &two), |_, _, m| {
+            m.refused = vec![C::Attach(interface(&eth1))];
+        }), vec![], Next::Settled),
+    ]);
+}
+
+#[test]
+#[rustfmt::skip]
+fn what_was_edited_behind_our_back_is_put_back() {
+    let vm = machine(json!({"disks": [{"name": "data", "sizeMiB": 1024}]}));
+    let define = || Define(metadata(&vm, false));
+    let mac = vm.interfaces[0].mac.clone();
+    let edit = |power, field: &str, value: &str| {
+        with(at(&vm, power), |d, _, _| {
+            drop(d.config.carries.insert(field.to_owned(), value.to_owned()));
+        })
+    };
+    let change = |field: &str, value: &str| {
+        with(at(&vm, Power::Running), |d, _, _| {
+            drop(d.live.as_mut().unwrap().carries.insert(field.to_owned(), value.to_owned()));
+        })
+    };
+    check(vec![
+        ("the definition of a running domain", present(&vm), edit(Power::Running, "memoryMiB", "64"), vec![define()],
+            Next::Settled),
+        ("that of one that is off", present(&vm), edit(Power::Off, "interfaces", ""), vec![define(), RUN],
+            Next::Settled),
+        ("its CPUs", present(&vm), change("cpus", "1"), vec![Change(C::Vcpus(2))], Next::Again),
+        ("its memory", present(&vm), change("memoryMiB", "512"), vec![Change(C::Memory(1024))], Next::Again),
+        ("a disk taken away", present(&vm), change("disks", "root:virtio"),
+            vec![Change(C::Attach(Device::Disk("data".into())))], Next::Again),
+        ("an interface taken away", present(&vm), change("interfaces", ""), vec![Change(C::Attach(Device::Interface(mac)))],
+            Next::Again),
+    ]);
+}
+
+#[test]
+fn a_balloon_takes_its_time() {
+    let vm = machine(json!({"memoryMiB": 512}));
+    let seen = |carried: &str, balloon: Option<(i64, Moment)>| {
+        with(at(&vm, Power::Running), |d, _, m| {
+            let carries = &mut d.live.as_mut().unwrap().carries;
+            carries.insert("memoryMiB".to_owned(), carried.to_owned());
+            m.balloon = balloon;
+        })
+    };
+    for (rule, seen, actions, fields) in [
+        ("reached", seen("512", None), vec![], vec![]),
+        ("on its way", seen("700", Some((512, ago(5)))), vec![], vec![]),
+        (
+            "the guest stopped half-way: said, and not asked again",
+            seen("700", Some((512, ago(100)))),
+            vec![],
+            vec!["memoryMiB"],
+        ),
+        (
+            "somebody else's doing",
+            seen("700", None),
+            vec![Change(C::Memory(512))],
+            vec!["memoryMiB"],
+        ),
+        (
+            "asked for another size before",
+            seen("700", Some((700, ago(5)))),
+            vec![Change(C::Memory(512))],
+            vec!["memoryMiB"],
+        ),
+        (
+            "no driver in the guest: it has what it was started with, and a restart changes nothing",
+            seen("2048", Some((512, ago(100)))),
+            vec![],
+            vec![],
+        ),
+    ] {
+        assert_eq!(plan(&present(&vm), &seen, NOW).actions, actions, "{rule}");
+        let DomainState::Ours(domain) = &seen.domain else {
+            panic!()
+        };
+        let named = outstanding(&vm, domain, &seen.files, &seen.memory, NOW);
+        assert_eq!(named.fields, fields, "{rule}");
+    }
 }
 
 #[test]
@@ -562,7 +736,9 @@ fn removing() {
 fn what_waits_for_a_restart_is_named() {
     let vm = machine(json!({"disks": [{"name": "data", "sizeMiB": 1024}]}));
     let running = domain(&vm, Power::Running);
-    let required = |machine: &Machine, domain: &OurDomain| restart_required(machine, domain, &files(&vm));
+    let required = |machine: &Machine, domain: &OurDomain| {
+        outstanding(machine, domain, &files(&vm), &memory(), NOW).fields
+    };
     let spec = |more: Value| {
         let mut spec = json!({"disks": [{"name": "data", "sizeMiB": 1024}]});
         spec.as_object_mut()

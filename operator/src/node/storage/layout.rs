@@ -41,7 +41,7 @@ impl InstanceFiles {
     pub fn new(data_dir: &Path, uid: &str) -> Self {
         let dir = data_dir.join("vm").join(uid);
         Self {
-            root_qcow2: dir.join("root.qcow2"),
+            root_qcow2: dir.join(disk_file_name("root")),
             root_image: dir.join("root"),
             seed: dir.join("seed.iso"),
             dir,
@@ -51,7 +51,16 @@ impl InstanceFiles {
     /// An additional disk, qcow2.
     #[must_use]
     pub fn disk(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("disk-{name}.qcow2"))
+        self.dir.join(disk_file_name(name))
+    }
+}
+
+/// File name of a virtual machine's disk: root, or one by name.
+#[must_use]
+pub fn disk_file_name(name: &str) -> String {
+    match name {
+        "root" => "root.qcow2".to_owned(),
+        name => format!("disk-{name}.qcow2"),
     }
 }
 

@@ -40,7 +40,7 @@ pub use error::StorageError;
 pub use fetch::Retry;
 pub use flight::Progress;
 pub use format::ImageFormat;
-pub use layout::InstanceFiles;
+pub use layout::{InstanceFiles, disk_file_name};
 pub use room::Room;
 pub use seed::{Seed, SeedFiles};
 
@@ -325,6 +325,19 @@ impl Storage {
             Ok(files.seed)
         })
         .await
+    }
+
+    /// Writes the seed of a container that does not run anew.
+    ///
+    /// # Errors
+    /// When its root cannot be written.
+    pub async fn write_root_seed(&self, uid: &str, seed: &Seed) -> Result<(), StorageError> {
+        let files = self.checked_files(uid)?;
+        let seed = RootSeed {
+            hostname: seed.hostname.clone(),
+            files: seed.render(uid),
+        };
+        root_fs::replace_seed(&files.root_image, &seed, &files.dir).await
     }
 
     /// Enlarges a disk ("root", or an additional one) of an Instance that does not run; a size that it has is no work.

@@ -198,10 +198,15 @@ pub(super) async fn make_empty(target: &Path, size_mib: u64) -> Result<(), Stora
 
 /// Enlarges the file system of a container that does not run. May be repeated after a crash.
 pub(super) async fn grow(image: &Path, size_mib: u64) -> Result<(), StorageError> {
-    // resize2fs wants a checked file system, and a container that lost power leaves one to repair. 1 = repaired.
-    let check = Run::new(E2FSCK).args(&["-f", "-p"]).arg(image).accept(&[1]);
-    check.output("checking the file system").await?;
+    check(image).await?;
     resize(image, size_mib * MIB).await
+}
+
+/// resize2fs and debugfs want a checked file system, and a container that lost power leaves one to repair.
+async fn check(image: &Path) -> Result<(), StorageError> {
+    // 1 = repaired.
+    let check = Run::new(E2FSCK).args(&["-f", "-p"]).arg(image).accept(&[1]);
+    check.output("checking the file system").await.map(drop)
 }
 
 async fn resize(image: &Path, bytes: u64) -> Result<(), StorageError> {
@@ -263,6 +268,37 @@ fn seed_commands(files: &SeedFiles) -> String {
         .map(|(name, _)| format!("write {name} {LXC_SEED_DIR}/{name}\n"));
     std::iter::once("write hostname /etc/hostname\n".to_owned())
         .chain(seed)
+        .collect()
+}
+
+/// Writes the seed of a container that does not run anew, over whatever its guest made of the old one.
+pub(super) async fn replace_seed(image: &Path, seed: &RootSeed, dir: &Path) -> Result<(), StorageError> {
+    check(image).await?;
+    // What is not there cannot be removed, and what is there cannot be made: these complaints are no failure. What is
+    // wrong in earnest fails the writing.
+    Run::new(DEBUGFS)
+        .args(&["-w", "-f", "-"])
+        .arg(image)
+        .input(clearing_commands(&seed.files))
+        .output("removing the old seed")
+        .await?;
+    write_seed(image, seed, dir).await
+}
+
+/// debugfs commands that make room for [`seed_commands`].
+fn clearing_commands(files: &SeedFiles) -> String {
+    let dirs = Path::new(LXC_SEED_DIR).ancestors().collect::<Vec<_>>();
+    let made = dirs
+        .into_iter()
+        .rev()
+        .skip(1)
+        .map(|dir| format!("mkdir {}\n", dir.display()));
+    let removed = files
+        .files
+        .iter()
+        .map(|(name, _)| format!("rm {LXC_SEED_DIR}/{name}\n"));
+    made.chain(["mkdir /etc\n".to_owned(), "rm /etc/hostname\n".to_owned()])
+        .chain(removed)
         .collect()
 }
 
@@ -328,6 +364,12 @@ mod tests {
         assert_eq!(
             seed_commands(&files),
             "write hostname /etc/hostname\nwrite meta-data /var/lib/cloud/seed/nocloud/meta-data\n"
+        );
+        assert_eq!(
+            clearing_commands(&files),
+            "mkdir /var\nmkdir /var/lib\nmkdir /var/lib/cloud\nmkdir /var/lib/cloud/seed\n\
+             mkdir /var/lib/cloud/seed/nocloud\nmkdir /etc\nrm /etc/hostname\n\
+             rm /var/lib/cloud/seed/nocloud/meta-data\n"
         );
     }
 

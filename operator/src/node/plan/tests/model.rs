@@ -110,7 +110,7 @@ impl World {
                 self.ours().power = PAUSED;
             }
             Resume => {
-                assert_eq!(self.power(), Some(PAUSED));
+                assert!(matches!(self.power(), Some(Power::Paused(_))));
                 self.ours().power = Power::Running;
             }
             Ask { agent } => self.ask(*agent),
@@ -123,14 +123,9 @@ impl World {
                 assert_eq!(self.ours().power, Power::Off);
                 self.seen.domain = DomainState::Absent;
             }
-            SetVcpus(cpus) => self.change("cpus", "maxCpus", i64::from(*cpus), wanted),
-            SetMemory(mib) => self.change("memoryMiB", "maxMemoryMiB", *mib, wanted),
+            Change(change) => self.change(change, wanted.expect("changed for a machine")),
             SetLiveMetadata(metadata) => {
-                let mut reached = metadata.clone();
-                reached
-                    .applied
-                    .retain(|field, value| self.seen.memory.refused.get(field) != Some(value));
-                self.ours().live = Some(reached);
+                self.ours().live.as_mut().expect("of a running domain").metadata = metadata.clone();
             }
         }
     }
@@ -164,10 +159,9 @@ impl World {
                 assert!(*size < *mib, "disks only grow");
                 *size = *mib;
             }
-            MakeSeed => {
-                assert_ne!(machine.driver, Driver::Lxc, "a seed beside a container");
-                files.seed = true;
-            }
+            // A container's is in its root.
+            MakeSeed if machine.driver == Driver::Lxc => assert!(files.root.is_some()),
+            MakeSeed => files.seed = true,
             Define(_)
             | SetAutostart(_)
             | Start { .. }
@@ -177,8 +171,7 @@ impl World {
             | Destroy
             | Undefine
             | RemoveFiles { .. }
-            | SetVcpus(_)
-            | SetMemory(_)
+            | Change(_)
             | SetLiveMetadata(_) => panic!("makes no file"),
         }
         files.any = true;
@@ -192,10 +185,12 @@ impl World {
             DomainState::Foreign { .. } => panic!("defined over a foreign domain"),
             DomainState::Absent => {
                 let mut made = domain(machine, Power::Off);
-                (made.config, made.autostart) = (metadata.clone(), false);
+                (made.config, made.autostart) = (defined(metadata.clone()), false);
                 self.seen.domain = DomainState::Ours(Box::new(made));
             }
-            DomainState::Ours(domain) => (domain.config, domain.persistent) = (metadata.clone(), true),
+            DomainState::Ours(domain) => {
+                (domain.config, domain.persistent) = (defined(metadata.clone()), true);
+            }
         }
     }
 
@@ -223,6 +218,8 @@ impl World {
         memory.starts.last = Some(now);
         memory.asked = None;
         memory.refused.clear();
+        memory.detaching.clear();
+        memory.balloon = None;
         self.expected_off = false;
         self.starts += 1;
     }
@@ -252,19 +249,63 @@ impl World {
         }
     }
 
-    fn change(&mut self, field: &str, limit: &str, value: i64, machine: Option<&Machine>) {
-        assert_ne!(machine.map(|m| m.driver), Some(Driver::Lxc));
+    /// Changes the running domain, as far as QEMU and the guest let it.
+    fn change(&mut self, change: &live::Change, machine: &Machine) {
         assert_eq!(self.power(), Some(Power::Running));
-        let live = self.ours().live.clone().unwrap();
-        assert!(
-            value <= live.applied[limit].parse().unwrap(),
-            "{field} beyond {limit}"
-        );
         if self.rigid {
-            self.seen
-                .memory
-                .refused
-                .insert(field.to_owned(), value.to_string());
+            if let C::Detach(device) = change {
+                let now = self.now;
+                self.seen.memory.detaching.insert(device.clone(), now);
+            } else {
+                self.seen.memory.refused.push(change.clone());
+            }
+            return;
+        }
+        let container = machine.driver == Driver::Lxc;
+        let config = self.ours().config.carries.clone();
+        let carries = &mut self.ours().live.as_mut().unwrap().carries;
+        match change {
+            C::Vcpus(cpus) => {
+                let most: i32 = carries["maxCpus"].parse().unwrap();
+                assert!(container || *cpus <= most, "CPUs beyond the maximum");
+                carries.insert("cpus".to_owned(), cpus.to_string());
+            }
+            C::Memory(mib) => {
+                assert!(
+                    *mib <= carries["maxMemoryMiB"].parse().unwrap(),
+                    "memory beyond the maximum"
+                );
+                carries.insert("memoryMiB".to_owned(), mib.to_string());
+            }
+            C::Attach(device) | C::Update(device) | C::Detach(device) => {
+                let has = |word: &&str| match device {
+                    Device::Disk(name) => DiskWord::parse(word).is_some_and(|w| w.name == name),
+                    Device::Interface(mac) => word.ends_with(mac.as_str()),
+                };
+                let field = device.field();
+                let mut left: Vec<&str> = words(carries, field).filter(|word| !has(word)).collect();
+                let had = words(carries, field).any(|word| has(&word));
+                assert_eq!(had, !matches!(change, C::Attach(_)), "{change:?} of {carries:?}");
+                if !matches!(change, C::Detach(_)) {
+                    left.push(
+                        words(&config, field)
+                            .find(has)
+                            .expect("a device of the configuration"),
+                    );
+                }
+                left.sort_unstable();
+                let joined = left.join(" ");
+                carries.insert(field.to_owned(), joined);
+            }
+            C::Grow(name, mib) => {
+                assert!(!container, "a container's disk is in use");
+                let files = &mut self.seen.files;
+                let size = match name.as_str() {
+                    "root" => files.root.as_mut(),
+                    name => files.disks.get_mut(name),
+                };
+                *size.expect("a disk that is there") = *mib;
+            }
         }
     }
 
@@ -336,9 +377,31 @@ fn some_metadata(dice: &mut Dice, machine: &Machine) -> Metadata {
         metadata.applied.insert("cpus".to_owned(), "2".to_owned());
     }
     if dice.one_in(8) {
-        metadata.applied.remove("disks");
+        metadata
+            .applied
+            .insert("disks".to_owned(), "old:virtio root:virtio".to_owned());
+    }
+    if dice.one_in(6) {
+        let other = "eth7:network=default:virtio:52:54:00:00:00:77";
+        metadata.applied.insert("interfaces".to_owned(), other.to_owned());
     }
     metadata
+}
+
+/// A copy of it, now and then edited behind our back.
+fn some_definition(dice: &mut Dice, machine: &Machine) -> Definition {
+    let mut definition = defined(some_metadata(dice, machine));
+    for (field, value) in [
+        ("cpus", "3"),
+        ("memoryMiB", "700"),
+        ("interfaces", ""),
+        ("disks", "root:virtio"),
+    ] {
+        if dice.one_in(12) {
+            definition.carries.insert(field.to_owned(), value.to_owned());
+        }
+    }
+    definition
 }
 
 fn some_world(dice: &mut Dice, goal: &Goal) -> World {
@@ -373,8 +436,8 @@ fn some_world(dice: &mut Dice, goal: &Goal) -> World {
         _ => {
             let power = dice.of(&[Power::Running, Power::Running, Power::Off, PAUSED, IO_ERROR]);
             let mut ours = domain(&machine, power);
-            ours.config = some_metadata(dice, &machine);
-            ours.live = (power != Power::Off).then(|| some_metadata(dice, &machine));
+            ours.config = some_definition(dice, &machine);
+            ours.live = (power != Power::Off).then(|| some_definition(dice, &machine));
             ours.autostart = dice.one_in(2);
             ours.agent_open = power == Power::Running && dice.one_in(2);
             if let Some(live) = ours.live.as_ref().filter(|_| dice.one_in(5)) {
@@ -398,6 +461,7 @@ fn some_world(dice: &mut Dice, goal: &Goal) -> World {
         seen: Observed {
             domain,
             files,
+            room: dice.one_in(2),
             memory,
         },
         now: NOW,
@@ -487,26 +551,39 @@ fn check_end(goal: &Goal, world: &World, end: &Plan) {
                 Power::Off => PowerState::Stopped,
             };
             assert_eq!(power, machine.power);
-            assert_eq!(domain.config, metadata(machine, domain.config.provisioned));
+            let config = &domain.config;
+            let mut wanted = metadata(machine, config.metadata.provisioned);
+            if domain.power != Power::Off {
+                // Told by the seed, at the next start.
+                for field in ["hostname", "cloudInit"] {
+                    wanted
+                        .applied
+                        .insert(field.to_owned(), config.metadata.applied[field].clone());
+                }
+            }
+            assert_eq!(config.metadata, wanted);
+            assert_eq!(config.carries, wanted.applied);
             assert!(domain.persistent);
             assert_eq!(domain.autostart, machine.autostart);
             if domain.power == Power::Off {
                 assert!(missing_files(machine, &world.seen).is_empty());
             }
-            let live = domain
+            let named = outstanding(machine, domain, &world.seen.files, &world.seen.memory, world.now).fields;
+            for field in domain
                 .live
                 .iter()
-                .flat_map(|live| differing(&live.applied, &machine.applied()));
-            let named = restart_required(machine, domain, &world.seen.files);
-            for field in live {
+                .flat_map(|live| differing(&live.carries, &machine.applied()))
+            {
                 assert!(named.contains(&field), "{field} differs, and nobody says so");
-                let limits = domain.live.as_ref().unwrap();
+                let carries = &domain.live.as_ref().unwrap().carries;
                 let hot = match field.as_str() {
-                    "cpus" => i64::from(machine.cpus) <= limits.applied["maxCpus"].parse().unwrap(),
-                    "memoryMiB" => machine.memory_mib <= limits.applied["maxMemoryMiB"].parse().unwrap(),
+                    "cpus" => i64::from(machine.cpus) <= carries["maxCpus"].parse().unwrap(),
+                    "memoryMiB" => machine.memory_mib <= carries["maxMemoryMiB"].parse().unwrap(),
+                    "interfaces" => true,
+                    "disks" => machine.driver != Driver::Lxc,
                     _ => false,
                 };
-                let excused = world.rigid || machine.driver == Driver::Lxc || domain.power != Power::Running;
+                let excused = world.rigid || domain.power != Power::Running;
                 assert!(!hot || excused, "{field} could have been changed");
             }
         }
@@ -526,11 +603,23 @@ fn check_end(goal: &Goal, world: &World, end: &Plan) {
             );
             assert_ne!(world.manners, Manners::Obeys);
         }
-        (Next::Blocked(Blocked::RootMissing), Goal::Present(_), DomainState::Ours(domain)) => {
-            assert_eq!((domain.power, world.seen.files.root), (Power::Off, None));
+        (
+            Next::Blocked(Blocked::DiskMissing { name, running }),
+            Goal::Present(_),
+            DomainState::Ours(domain),
+        ) => {
+            let files = &world.seen.files;
+            let there = if name == "root" {
+                files.root.is_some()
+            } else {
+                files.disks.contains_key(name)
+            };
+            assert!(!there);
+            assert_eq!(*running, domain.power != Power::Off);
         }
         (Next::Blocked(Blocked::StorageFailed), Goal::Present(machine), DomainState::Ours(domain)) => {
             assert_eq!((machine.power, domain.power), (PowerState::Running, IO_ERROR));
+            assert!(!world.seen.room);
         }
         other => panic!("an end that is none: {other:?}"),
     }
@@ -556,7 +645,9 @@ fn every_plan_comes_to_its_end() {
 ended as {world:?}"
             );
         };
-        *ends.entry(format!("{:?}", end.then)).or_default() += 1;
+        let kind = format!("{:?}", end.then);
+        let kind = kind.split([' ', '{']).next().unwrap_or_default().to_owned();
+        *ends.entry(kind).or_default() += 1;
     }
     assert_eq!(
         ends.len(),
@@ -578,10 +669,11 @@ fn a_guest_is_disturbed_only_when_that_is_asked_for() {
         let DomainState::Ours(domain) = &world.seen.domain else {
             continue;
         };
-        if !running || machine.power == PowerState::Stopped || world.seen.files.root.is_none() {
+        let lost = lost_disk(machine, domain, &world.seen).is_some();
+        if !running || machine.power == PowerState::Stopped || lost {
             continue;
         }
-        let asked = domain.config.restart_token != machine.restart_token;
+        let asked = domain.config.metadata.restart_token != machine.restart_token;
         let transient = !domain.persistent;
         run(&mut dice, &mut world, &goal, kills);
         let times = u32::from(asked);
