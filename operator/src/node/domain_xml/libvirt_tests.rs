@@ -54,7 +54,7 @@ impl Defined {
     fn observed(&self) -> OurDomain {
         match self.link.observe(&self.machine.id).unwrap() {
             DomainState::Ours(domain) => *domain,
-            other => panic!("{other:?}"),
+            other @ (DomainState::Absent | DomainState::Foreign { .. }) => panic!("{other:?}"),
         }
     }
 }
