@@ -1,8 +1,8 @@
 //! The connections to one libvirt, kept alive, and the bounded way to call it.
 //!
 //! libvirtd serves five requests of one client connection at a time, so five guests that do not respond would hang a
-//! shared one. Hence several lines: one for reads and events, two for changes, one for guest agents; each has four calls
-//! in flight at most. A call past its deadline keeps its thread and its place until libvirt answers; its domain takes no
+//! shared one. Hence several lines: one for reads and events, two for changes, one for guest agents, one for what callers of
+//! the Node API ask; each has four calls in flight at most. A call past its deadline keeps its thread and its place until libvirt answers; its domain takes no
 //! further call meanwhile, and a line that lost half of its places is opened anew.
 //!
 //! ```text
@@ -39,6 +39,8 @@ pub enum Lane {
     Act,
     /// What the guest must answer.
     Agent,
+    /// What somebody wants to know at this moment: however often and of whichever guest, it must not delay the rest.
+    Live,
 }
 
 /// What the holder of a connection hears.
@@ -71,6 +73,7 @@ struct Up {
     read: Arc<Line>,
     act: [Arc<Line>; 2],
     agent: Arc<Line>,
+    live: Arc<Line>,
     _subscription: Subscription,
 }
 
@@ -188,7 +191,7 @@ impl Connection {
                 Link::open(&self.uri)
             }
         };
-        let (first, second, agent) = (another()?, another()?, another()?);
+        let (first, second, agent, live) = (another()?, another()?, another()?, another()?);
         let weak = Arc::downgrade(self);
         let subscription = read.subscribe(move |notice| {
             let Some(this) = weak.upgrade() else { return };
@@ -202,6 +205,7 @@ impl Connection {
             read: Line::new(read),
             act: [Line::new(first), Line::new(second)],
             agent: Line::new(agent),
+            live: Line::new(live),
             _subscription: subscription,
         })
     }
@@ -233,6 +237,7 @@ impl Connection {
             Lane::Read => &up.read,
             Lane::Act => &up.act[usize::from(domain.bytes().fold(0u8, u8::wrapping_add)) % up.act.len()],
             Lane::Agent => &up.agent,
+            Lane::Live => &up.live,
         }))
     }
 
@@ -249,11 +254,12 @@ impl Connection {
         deadline: Duration,
         call: impl FnOnce(&Link) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, HypervisorError> {
-        // A silent guest agent says nothing about the hypervisor: its calls are counted apart.
-        let key = if lane == Lane::Agent {
-            format!("agent/{domain}")
-        } else {
-            domain.to_owned()
+        // A silent guest agent says nothing about the hypervisor, and no caller's curiosity may get a guest called stuck:
+        // these calls are counted apart.
+        let key = match lane {
+            Lane::Agent => format!("agent/{domain}"),
+            Lane::Live => format!("live/{domain}"),
+            Lane::Read | Lane::Act => domain.to_owned(),
         };
         if lock(&self.stuck).contains(&key) {
             return Err(HypervisorError::Stuck {
@@ -317,7 +323,10 @@ impl Connection {
             let Ok(link) = Link::open(&this.uri) else { return };
             let mut up = this.up.write().unwrap_or_else(PoisonError::into_inner);
             let Some(up) = up.as_mut() else { return };
-            for place in [&mut up.read, &mut up.agent].into_iter().chain(&mut up.act) {
+            for place in [&mut up.read, &mut up.agent, &mut up.live]
+                .into_iter()
+                .chain(&mut up.act)
+            {
                 if Arc::ptr_eq(place, &old) {
                     *place = Line::new(link);
                     return;

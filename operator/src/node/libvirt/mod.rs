@@ -4,6 +4,7 @@
 
 mod change;
 mod guest;
+mod live;
 mod read;
 
 use libvirt_ffi::{Notice, Subscription};
@@ -13,6 +14,7 @@ use virt::error::Error;
 use virt::sys;
 
 pub use guest::{AddressSource, GuestInterface};
+pub use live::{Console, Counters, DiskCounters, InterfaceCounters, MemoryFigures};
 pub use read::{Details, Facts, Listed};
 
 use super::hypervisor::{HypervisorError, LibvirtError, LibvirtErrorKind};

@@ -287,7 +287,7 @@ fn power(domain: &Domain) -> Result<Power, Error> {
     })
 }
 
-fn state_word(state: virt::domain::DomainStateEnum) -> &'static str {
+pub(super) fn state_word(state: virt::domain::DomainStateEnum) -> &'static str {
     match state {
         Enum::Known(VirtState::Running) => "running",
         Enum::Known(VirtState::Blocked) => "blocked",
