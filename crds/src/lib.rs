@@ -112,3 +112,9 @@ pub fn host_lease(host: &str) -> String {
 pub fn host_account(host: &str) -> String {
     format!("virtshell-host-{host}")
 }
+
+/// Audience of the tokens with which callers ask the agent of `host` for live bytes: one that was shown to a node is of no use elsewhere.
+#[must_use]
+pub fn node_audience(host: &str) -> String {
+    format!("virtshell-node:{host}")
+}

@@ -1,5 +1,6 @@
 //! The way to the API server.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -11,17 +12,47 @@ use kube::{Client, Config};
 /// # Errors
 /// When there is no usable configuration; whether the server answers shows at the first request.
 pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
-    let config = match kubeconfig {
+    client(config(kubeconfig).await?)
+}
+
+/// A client for a configuration.
+///
+/// # Errors
+/// When it is not usable.
+pub fn client(config: Config) -> anyhow::Result<Client> {
+    Client::try_from(config).context("cannot make a client of the kubeconfig")
+}
+
+/// The configuration in `kubeconfig`; without one, the environment's or the pod's.
+///
+/// # Errors
+/// When there is none.
+pub async fn config(kubeconfig: Option<&Path>) -> anyhow::Result<Config> {
+    match kubeconfig {
         Some(path) => {
             let file = Kubeconfig::read_from(path)
                 .with_context(|| format!("cannot read kubeconfig {}", path.display()))?;
             Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
                 .await
-                .with_context(|| format!("cannot use kubeconfig {}", path.display()))?
+                .with_context(|| format!("cannot use kubeconfig {}", path.display()))
         }
         None => Config::infer()
             .await
-            .context("no cluster: give --kubeconfig, set KUBECONFIG, or run in a pod")?,
-    };
-    Client::try_from(config).context("cannot make a client of the kubeconfig")
+            .context("no cluster: give --kubeconfig, set KUBECONFIG, or run in a pod"),
+    }
+}
+
+/// The API server's address, where its name is known.
+pub async fn address(config: &Config) -> Option<SocketAddr> {
+    let server = &config.cluster_url;
+    let port = server
+        .port_u16()
+        .unwrap_or(if server.scheme_str() == Some("http") {
+            80
+        } else {
+            443
+        });
+    // An IPv6 address has brackets in a URL.
+    let host = server.host()?.trim_matches(['[', ']']);
+    tokio::net::lookup_host((host, port)).await.ok()?.next()
 }

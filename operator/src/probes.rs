@@ -28,32 +28,47 @@ impl Readiness {
     }
 }
 
+/// What a role tells of itself. Cheap to clone.
 #[derive(Clone)]
-struct Probes {
+pub struct Probes {
     readiness: Readiness,
     registry: Arc<Registry>,
 }
 
-/// The routes: `/healthz` is 200 while the process serves, `/readyz` 200 or 503, `/metrics` Prometheus text.
-pub fn router(readiness: Readiness, registry: Registry) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(Probes {
+impl Probes {
+    /// With what is counted in `registry`.
+    #[must_use]
+    pub fn new(readiness: Readiness, registry: Registry) -> Self {
+        Self {
             readiness,
             registry: Arc::new(registry),
-        })
-}
+        }
+    }
 
-/// Serves the routes on `address` until the process ends.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub async fn serve(address: SocketAddr, readiness: Readiness, registry: Registry) -> std::io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await?;
-    tracing::info!(address = %listener.local_addr()?, "serving health and metrics");
-    axum::serve(listener, router(readiness, registry)).await
+    /// `/healthz` is 200 while the process serves, `/readyz` 200 or 503.
+    pub fn health(&self) -> Router {
+        Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .with_state(self.clone())
+    }
+
+    /// `/metrics`, Prometheus text.
+    pub fn metrics(&self) -> Router {
+        Router::new()
+            .route("/metrics", get(metrics))
+            .with_state(self.clone())
+    }
+
+    /// Serves all of them on `address` until the process ends.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve(self, address: SocketAddr) -> std::io::Result<()> {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        tracing::info!(address = %listener.local_addr()?, "serving health and metrics");
+        axum::serve(listener, self.health().merge(self.metrics())).await
+    }
 }
 
 async fn readyz(State(probes): State<Probes>) -> (StatusCode, &'static str) {

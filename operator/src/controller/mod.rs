@@ -46,7 +46,7 @@ use kube::runtime::watcher;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
-use crate::probes::{self, Readiness};
+use crate::probes::{Probes, Readiness};
 use crate::{cluster, telemetry};
 use cache::{Cache, Cached, Change};
 use context::{Context, Key};
@@ -81,7 +81,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
-    let probes = probes::serve(args.listen, readiness.clone(), registry);
+    let probes = Probes::new(readiness.clone(), registry).serve(args.listen);
     let lead = follow_and_lead(client, args.namespace, me, readiness, metrics);
     tokio::select! {
         ended = probes => ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen)),

@@ -8,6 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use virtshell_crds::Instance;
+use virtshell_crds::host::Endpoint;
 use virtshell_crds::instance::{Driver, Timings};
 
 use super::connection::Connection;
@@ -35,6 +36,8 @@ pub struct Context {
     pub instances: Instances,
     /// What this host offers.
     pub offer: RwLock<Offer>,
+    /// Where the Node API is, and the certificate it has now.
+    pub endpoint: RwLock<Endpoint>,
     /// What is remembered of each Instance, by uid.
     pub records: Mutex<HashMap<String, Record>>,
     /// What guests said.
@@ -89,6 +92,15 @@ impl Context {
         self.offer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Where the Node API is.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        self.endpoint
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// What is remembered of an Instance.
     #[must_use]
     pub fn record(&self, uid: &str) -> Record {
@@ -125,6 +137,17 @@ impl Instances {
             .unwrap_or_else(PoisonError::into_inner)
             .get(uid)
             .cloned()
+    }
+
+    /// The Instance of that name. At most a few hundred are on one host.
+    #[must_use]
+    pub fn named(&self, namespace: &str, name: &str) -> Option<Arc<Instance>> {
+        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let found = map.values().find(|instance| {
+            let of = &instance.metadata;
+            of.name.as_deref() == Some(name) && of.namespace.as_deref() == Some(namespace)
+        });
+        found.cloned()
     }
 
     /// All of them.

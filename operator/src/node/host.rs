@@ -19,7 +19,7 @@ use virtshell_crds::condition::{
     HARDWARE_VIRTUALIZATION, LIBVIRT_CONNECTED, READY, SCHEDULABLE, STORAGE_HEALTHY, Status, condition,
     upsert,
 };
-use virtshell_crds::host::{CachedImage, Capacity, Cpu, ForeignDomain, Hypervisor, OrphanDomain};
+use virtshell_crds::host::{CachedImage, Capacity, Cpu, Endpoint, ForeignDomain, Hypervisor, OrphanDomain};
 use virtshell_crds::instance::{Addresses, Driver};
 use virtshell_crds::{Host, HostSpec, HostStatus, Instance};
 
@@ -49,6 +49,7 @@ const OWNED: &[&str] = &[
     "hostname",
     "nodeName",
     "addresses",
+    "endpoint",
     "images",
     "foreignDomains",
     "foreignDomainCount",
@@ -192,6 +193,7 @@ struct Surroundings {
     room: Option<Room>,
     images: Vec<CachedImage>,
     addresses: Addresses,
+    endpoint: Endpoint,
 }
 
 async fn look_around(context: &Arc<Context>) -> Surroundings {
@@ -203,6 +205,7 @@ async fn look_around(context: &Arc<Context>) -> Surroundings {
         room: context.storage.room().await.ok(),
         images: images(context),
         addresses: addresses(),
+        endpoint: context.endpoint(),
     };
     let mut asked = BTreeSet::new();
     for (driver, connection) in &context.connections {
@@ -303,7 +306,7 @@ fn foreign(driver: Driver, domain: Listed) -> ForeignDomain {
 }
 
 /// Addresses of the machine, without loopback, link-local ones, and those of bridges that libvirt made.
-fn addresses() -> Addresses {
+pub(super) fn addresses() -> Addresses {
     let mut found = Addresses::default();
     for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
         if interface.interface_name.starts_with("virbr") {
@@ -352,6 +355,7 @@ fn status(host: &Host, machine: &Machine, offer: &Offer, seen: &Surroundings) ->
         hostname: machine.hostname.clone(),
         node_name: machine.node_name.clone(),
         addresses: Some(seen.addresses.clone()),
+        endpoint: Some(seen.endpoint.clone()),
         images: seen.images.clone(),
         foreign_domains: seen.foreign.iter().take(MOST_FOREIGN).cloned().collect(),
         foreign_domain_count: more.then(|| i32::try_from(seen.foreign.len()).unwrap_or(i32::MAX)),

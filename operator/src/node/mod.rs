@@ -8,8 +8,10 @@
 //!
 //! [`reconcile`] is the loop: it observes, asks [`plan`](mod@plan) what to do for the [`goal`](mod@goal), performs it step by
 //! step ([`perform`]) and reports ([`report`]). [`connection`] keeps each libvirt connected and its calls bounded,
-//! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known.
+//! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known, [`api`] serves
+//! what is not state.
 
+pub mod api;
 pub mod applied;
 pub mod backoff;
 pub mod carried;
@@ -37,9 +39,9 @@ pub mod watch;
 pub mod xml;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -53,7 +55,7 @@ use tokio::task::JoinSet;
 use virtshell_crds::instance::Driver;
 use virtshell_crds::{host_account, node_manager};
 
-use crate::probes::{self, Readiness};
+use crate::probes::{Probes, Readiness};
 use crate::{cluster, telemetry};
 use connection::{Connection, Signal};
 use context::{Context, Instances};
@@ -99,6 +101,9 @@ pub struct Args {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "127.0.0.1:10352")]
     pub listen: SocketAddr,
+    /// Address of the Node API: statistics, consoles and screens of guests, for callers with a token (HTTPS).
+    #[arg(long, env = "VIRTSHELL_NODE_LISTEN_API", default_value = "0.0.0.0:10350")]
+    pub listen_api: SocketAddr,
 }
 
 /// Runs until the process is asked to end. Guests run on.
@@ -107,7 +112,9 @@ pub struct Args {
 /// When the configuration makes no sense, another agent has the data directory, or the address cannot be listened on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let drivers = drivers(&args.drivers)?;
-    let client = cluster::connect(args.kubeconfig.as_deref()).await?;
+    let config = cluster::config(args.kubeconfig.as_deref()).await?;
+    let server = cluster::address(&config).await;
+    let client = cluster::client(config)?;
     let hostname = nix::unistd::gethostname()
         .ok()
         .and_then(|name| name.into_string().ok())
@@ -121,6 +128,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir, options)).await??;
     libvirt_ffi::start_event_loop()
         .map_err(|why| anyhow::anyhow!("libvirt's event loop cannot be started: {why}"))?;
+    let names = api::Names {
+        host: host.clone(),
+        hostname: hostname.clone(),
+        address: server.map_or(IpAddr::from([127, 0, 0, 1]), api::address_towards),
+    };
+    let listening = api::Listening::open(args.listen_api, &args.data_dir, names)
+        .await
+        .with_context(|| format!("cannot serve the Node API at {}", args.listen_api))?;
     let kvm = kvm_probe::probe().await;
     tracing::info!(host.name = host, ?kvm, "serving this host");
 
@@ -143,6 +158,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         storage,
         instances: Instances::default(),
         offer: RwLock::new(Offer::default()),
+        endpoint: RwLock::new(listening.endpoint()),
         records: Mutex::new(HashMap::new()),
         guests: Arc::new(Guests::default()),
         requests,
@@ -156,7 +172,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         allow_emulation: args.allow_emulation,
     };
 
+    let probes = Probes::new(readiness.clone(), registry);
     let look = Arc::new(Notify::new());
+    let serving = {
+        let (publishing, look) = (Arc::clone(&context), Arc::clone(&look));
+        listening.serve(Arc::clone(&context), probes.clone(), move |endpoint| {
+            *publishing
+                .endpoint
+                .write()
+                .unwrap_or_else(PoisonError::into_inner) = endpoint;
+            look.notify_one();
+        })
+    };
     let mut team = JoinSet::new();
     for connection in distinct(&context.connections) {
         team.spawn(connection.run());
@@ -167,17 +194,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     team.spawn(lease::run(Arc::clone(&context), args.namespace));
     team.spawn(listen(Arc::clone(&context), heard, Arc::clone(&look)));
-    team.spawn(work(
-        Arc::clone(&context),
-        machine,
-        look,
-        queue,
-        readiness.clone(),
-    ));
+    team.spawn(work(Arc::clone(&context), machine, look, queue, readiness));
     tokio::select! {
-        ended = probes::serve(args.listen, readiness, registry) => {
+        ended = probes.serve(args.listen) => {
             ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen))
         }
+        ended = serving => ended.context("cannot serve the Node API"),
         asked = telemetry::shutdown_signal() => asked.context("cannot listen for signals"),
     }
 }
@@ -305,7 +327,10 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
             }
             Signal::Described => look.notify_one(),
             Signal::Notice(Notice::Closed) => {}
-            Signal::Unstuck(key) => context.requests.now(key.strip_prefix("agent/").unwrap_or(&key)),
+            Signal::Unstuck(key) => {
+                // Calls are counted apart by lane: see `Connection::call`.
+                context.requests.now(key.rsplit('/').next().unwrap_or_default());
+            }
         }
     }
 }
