@@ -28,6 +28,7 @@ choose_ports() {
     ROOT_PORT=$(choose_port "$STATE_DIR" gateway VIRTSHELL_ROOT_PORT 8081 root)
     CONTROLLER_PORT=$(choose_port "$STATE_DIR" controller VIRTSHELL_CONTROLLER_PORT 10351)
     NODE_PORT=$(choose_port "$STATE_DIR" node VIRTSHELL_NODE_PORT 10352)
+    NODE_API_PORT=$(choose_port "$STATE_DIR" node VIRTSHELL_NODE_API_PORT 10350 api)
     # Here too, so that a port that is taken is known before anything is built.
     ! uses_own_cluster || choose_port "$CONTROL_PLANE" kube-apiserver VIRTSHELL_APISERVER_PORT 6443 >/dev/null
 }
@@ -45,7 +46,7 @@ role_command() {
             LISTEN=127.0.0.1:$NODE_PORT
             COMMAND=("$BINARIES/virtshell-operator" node --kubeconfig "$kubeconfig" --token-file "$STATE_DIR/node.token"
                 --namespace "$SYSTEM_NAMESPACE" --host-name "$HOST_NAME" --data-dir "$DATA_DIR"
-                --allow-emulation --allow-file-images --listen "$LISTEN")
+                --allow-emulation --allow-file-images --listen "$LISTEN" --listen-api "127.0.0.1:$NODE_API_PORT")
             ;;
         gateway)
             LISTEN=127.0.0.1:$GATEWAY_PORT

@@ -16,12 +16,13 @@ use crate::watchdog::Watchdog;
 use crate::{Kubectl, leftovers, repository};
 
 /// Settings of `hack/system.sh` that take a port.
-const PORTS: [&str; 5] = [
+const PORTS: [&str; 6] = [
     "VIRTSHELL_APISERVER_PORT",
     "VIRTSHELL_GATEWAY_PORT",
     "VIRTSHELL_ROOT_PORT",
     "VIRTSHELL_CONTROLLER_PORT",
     "VIRTSHELL_NODE_PORT",
+    "VIRTSHELL_NODE_API_PORT",
 ];
 
 /// A running system. Everything it made is removed when it is dropped, and when this process ends.
