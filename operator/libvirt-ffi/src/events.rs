@@ -1,7 +1,8 @@
 //! Domain events and the end of a connection, as calls of a closure.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod callbacks;
+
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 use virt::connect::Connect;
@@ -25,7 +26,9 @@ pub enum Notice {
 }
 
 /// What happened to a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Devices are named by libvirt's alias, as in the live XML (`<alias name='...'/>`).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DomainEvent {
     /// It was defined, started, stopped, ...
     Lifecycle(Lifecycle),
@@ -36,6 +39,74 @@ pub enum DomainEvent {
         /// Whether it is there now.
         connected: bool,
     },
+    /// A device is there.
+    DeviceAdded {
+        /// Of the device.
+        alias: String,
+    },
+    /// The guest has let go of a device, and it is gone.
+    DeviceRemoved {
+        /// Of the device.
+        alias: String,
+    },
+    /// The guest refused to let go of a device, which stays.
+    DeviceRemovalFailed {
+        /// Of the device.
+        alias: String,
+    },
+    /// A block job became ready or ended.
+    BlockJob {
+        /// The disk's target in the guest, such as `vda`.
+        disk: String,
+        /// What the job has come to.
+        status: BlockJobStatus,
+    },
+    /// The host could not read or write for the guest.
+    IoError {
+        /// Of the disk.
+        alias: String,
+        /// libvirt's word for the cause: `enospc`, `eperm`, `eio`; empty when it does not know one.
+        reason: String,
+        /// Whether the guest was paused for it; else the error was reported to the guest, or ignored.
+        paused: bool,
+    },
+    /// Its metadata was written or removed, by us or by others.
+    MetadataChanged {
+        /// Namespace of the element; absent for title and description.
+        uri: Option<String>,
+    },
+    /// The guest's balloon has another size.
+    BalloonChanged {
+        /// What the guest has now, in KiB.
+        memory_kib: u64,
+    },
+}
+
+/// What a block job has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockJobStatus {
+    /// It did all of its work.
+    Completed,
+    /// It stopped at an error.
+    Failed,
+    /// It was aborted; of a copy that was ready, the target is complete.
+    Canceled,
+    /// Source and target are the same from now on: it can be ended.
+    Ready,
+    /// One that this version does not know.
+    Other(i32),
+}
+
+impl BlockJobStatus {
+    pub(crate) fn from_raw(status: c_int) -> Self {
+        match status {
+            0 => Self::Completed,
+            1 => Self::Failed,
+            2 => Self::Canceled,
+            3 => Self::Ready,
+            other => Self::Other(other),
+        }
+    }
 }
 
 /// libvirt's lifecycle events.
@@ -64,7 +135,7 @@ pub enum Lifecycle {
 }
 
 impl Lifecycle {
-    fn from_raw(event: c_int) -> Self {
+    pub(crate) fn from_raw(event: c_int) -> Self {
         match event {
             0 => Self::Defined,
             1 => Self::Undefined,
@@ -96,13 +167,27 @@ impl Drop for Subscription {
             // frees its `opaque` with the connection.
             unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), *id) };
         }
-        let close: sys::virConnectCloseFunc = Some(on_close);
+        let close: sys::virConnectCloseFunc = Some(callbacks::on_close);
         // SAFETY: as above; `on_close` is the function that was registered, or none was and the call fails.
         unsafe { sys::virConnectUnregisterCloseCallback(self.connect.as_ptr(), close) };
     }
 }
 
-/// Calls `sink` for each lifecycle, reboot and agent event of any domain, and when the connection ends.
+/// The type under which every callback is registered.
+type Registered = sys::virConnectDomainEventGenericCallback;
+
+/// A callback of [`callbacks`] as the generic type; the compiler checks it against what libvirt declares for its event.
+macro_rules! generic {
+    ($callback:ident as $declared:ident) => {{
+        let declared: sys::$declared = Some(callbacks::$callback);
+        // SAFETY: function pointers of different signatures have one size and representation. libvirt takes every
+        // callback as the generic type, and calls it with the signature that it declares for the event id: the one that
+        // the line above has checked.
+        unsafe { std::mem::transmute::<sys::$declared, Registered>(declared) }
+    }};
+}
+
+/// Calls `sink` for each [`DomainEvent`] of any domain, and when the connection ends.
 ///
 /// `sink` runs on the thread of the event loop: it must not block and must not call libvirt. Events that the driver
 /// does not have (agent events of containers, the end of an in-process connection) are left out.
@@ -118,22 +203,45 @@ pub fn subscribe(
         connect: connect.clone(),
         callbacks: Vec::new(),
     };
-    // libvirt declares every callback as the generic type and calls it with the signature that belongs to the event id.
-    let lifecycle: sys::virConnectDomainEventCallback = Some(lifecycle);
-    // SAFETY: function pointers of different signatures have one size and representation, and libvirt calls what is
-    // registered for LIFECYCLE with the signature of `lifecycle`.
-    let lifecycle =
-        unsafe { std::mem::transmute::<sys::virConnectDomainEventCallback, Registered>(lifecycle) };
-    let agent: sys::virConnectDomainEventAgentLifecycleCallback = Some(agent);
-    // SAFETY: as above, for AGENT_LIFECYCLE and the signature of `agent`.
-    let agent =
-        unsafe { std::mem::transmute::<sys::virConnectDomainEventAgentLifecycleCallback, Registered>(agent) };
+    let lifecycle = generic!(lifecycle as virConnectDomainEventCallback);
     let first = register(connect, sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, &sink)?;
     subscription.callbacks.push(first);
-    for (event, callback) in [
-        (sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(reboot as Generic)),
-        (sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent),
-    ] {
+    let more: [(sys::virDomainEventID, Registered); 9] = [
+        (sys::VIR_DOMAIN_EVENT_ID_REBOOT, Some(callbacks::reboot)),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
+            generic!(agent as virConnectDomainEventAgentLifecycleCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+            generic!(device_added as virConnectDomainEventDeviceAddedCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+            generic!(device_removed as virConnectDomainEventDeviceRemovedCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED,
+            generic!(device_removal_failed as virConnectDomainEventDeviceRemovalFailedCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
+            generic!(block_job as virConnectDomainEventBlockJobCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
+            generic!(io_error as virConnectDomainEventIOErrorReasonCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
+            generic!(metadata_changed as virConnectDomainEventMetadataChangeCallback),
+        ),
+        (
+            sys::VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE,
+            generic!(balloon_changed as virConnectDomainEventBalloonChangeCallback),
+        ),
+    ];
+    for (event, callback) in more {
         if let Ok(id) = register(connect, event, callback, &sink) {
             subscription.callbacks.push(id);
         }
@@ -142,15 +250,10 @@ pub fn subscribe(
     Ok(subscription)
 }
 
-/// The type under which every callback is registered.
-type Registered = sys::virConnectDomainEventGenericCallback;
-
-type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
-
 fn register(
     connect: &Connect,
     event: sys::virDomainEventID,
-    callback: sys::virConnectDomainEventGenericCallback,
+    callback: Registered,
     sink: &Sink,
 ) -> Result<c_int, Error> {
     let opaque = into_opaque(sink);
@@ -181,7 +284,12 @@ fn register_close(connect: &Connect, sink: &Sink) {
     // SAFETY: as in `register`; a connection takes one close callback, and refuses a second one. A driver without close
     // callbacks accepts and forgets them: the box then stays, once for each such connection.
     let refused = unsafe {
-        sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(on_close), opaque, Some(free_sink)) < 0
+        sys::virConnectRegisterCloseCallback(
+            connect.as_ptr(),
+            Some(callbacks::on_close),
+            opaque,
+            Some(free_sink),
+        ) < 0
     };
     if refused {
         // SAFETY: libvirt does not take `opaque` over when it refuses.
@@ -202,126 +310,72 @@ unsafe extern "C" fn free_sink(opaque: *mut c_void) {
     drop(unsafe { Box::from_raw(opaque.cast::<Sink>()) });
 }
 
-/// Calls the sink; a panic must not unwind into C.
-///
-/// # Safety
-/// `opaque` comes from `into_opaque` and has not been freed: libvirt frees it only after the last call.
-unsafe fn deliver(opaque: *mut c_void, notice: Notice) {
-    // SAFETY: by the contract of this function.
-    let sink = unsafe { &*opaque.cast::<Sink>() };
-    let _ = catch_unwind(AssertUnwindSafe(|| sink(notice)));
-}
-
-/// # Safety
-/// `domain` is a valid domain for the time of the call, as libvirt gives it to event callbacks.
-unsafe fn notice(domain: sys::virDomainPtr, event: DomainEvent) -> Option<Notice> {
-    let mut buffer: [c_char; sys::VIR_UUID_STRING_BUFLEN as usize] =
-        [0; sys::VIR_UUID_STRING_BUFLEN as usize];
-    // SAFETY: both calls only read the client's copy of the domain; the buffer has the length that libvirt asks for and
-    // is terminated by it. The name belongs to the domain, and is copied before the callback returns.
-    unsafe {
-        if sys::virDomainGetUUIDString(domain, buffer.as_mut_ptr()) < 0 {
-            return None;
-        }
-        let name = sys::virDomainGetName(domain);
-        if name.is_null() {
-            return None;
-        }
-        Some(Notice::Domain {
-            uuid: CStr::from_ptr(buffer.as_ptr()).to_string_lossy().into_owned(),
-            name: CStr::from_ptr(name).to_string_lossy().into_owned(),
-            event,
-        })
-    }
-}
-
-unsafe extern "C" fn lifecycle(
-    _connect: sys::virConnectPtr,
-    domain: sys::virDomainPtr,
-    event: c_int,
-    _detail: c_int,
-    opaque: *mut c_void,
-) -> c_int {
-    // SAFETY: libvirt calls this with a valid domain and the `opaque` of the registration.
-    unsafe {
-        if let Some(notice) = notice(domain, DomainEvent::Lifecycle(Lifecycle::from_raw(event))) {
-            deliver(opaque, notice);
-        }
-    }
-    0
-}
-
-unsafe extern "C" fn reboot(_connect: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
-    // SAFETY: libvirt calls this with a valid domain and the `opaque` of the registration.
-    unsafe {
-        if let Some(notice) = notice(domain, DomainEvent::Rebooted) {
-            deliver(opaque, notice);
-        }
-    }
-}
-
-unsafe extern "C" fn agent(
-    _connect: sys::virConnectPtr,
-    domain: sys::virDomainPtr,
-    state: c_int,
-    _reason: c_int,
-    opaque: *mut c_void,
-) {
-    // VIR_CONNECT_DOMAIN_EVENT_AGENT_LIFECYCLE_STATE_CONNECTED
-    let connected = state == 1;
-    // SAFETY: libvirt calls this with a valid domain and the `opaque` of the registration.
-    unsafe {
-        if let Some(notice) = notice(domain, DomainEvent::Agent { connected }) {
-            deliver(opaque, notice);
-        }
-    }
-}
-
-unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, _reason: c_int, opaque: *mut c_void) {
-    // SAFETY: libvirt calls this with the `opaque` of the registration.
-    unsafe { deliver(opaque, Notice::Closed) };
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use virt::domain::Domain;
+
     use super::*;
+
+    /// A domain in a world of its own: `test:///default` is one for the whole process.
+    fn world(domain: &str) -> (Connect, Domain) {
+        crate::start_event_loop().unwrap();
+        virt::error::clear_error_callback();
+        let file = std::env::temp_dir().join(format!("libvirt-ffi-{}-{domain}.xml", std::process::id()));
+        std::fs::write(&file, "<node/>").unwrap();
+        let connect = Connect::open(Some(&format!("test://{}", file.display())));
+        std::fs::remove_file(file).unwrap();
+        let connect = connect.unwrap();
+        let xml = format!(
+            "<domain type='test'><name>{domain}</name><memory>1024</memory><os><type>hvm</type></os></domain>"
+        );
+        let domain = connect.define_domain_xml(&xml).unwrap();
+        (connect, domain)
+    }
+
+    fn about(domain: &Domain, event: DomainEvent) -> Notice {
+        Notice::Domain {
+            uuid: domain.uuid_string().unwrap(),
+            name: domain.name().unwrap(),
+            event,
+        }
+    }
 
     #[test]
     fn a_domain_that_starts_is_heard_of_until_the_subscription_ends() {
-        crate::start_event_loop().unwrap();
-        virt::error::clear_error_callback();
-        let connect = Connect::open(Some("test:///default")).unwrap();
+        let (connect, domain) = world("heard");
         let (tx, rx) = mpsc::channel();
         let subscription = subscribe(&connect, move |notice| drop(tx.send(notice))).unwrap();
-        let xml =
-            "<domain type='test'><name>heard</name><memory>1024</memory><os><type>hvm</type></os></domain>";
-        let domain = connect.define_domain_xml(xml).unwrap();
         domain.create().unwrap();
-        let uuid = domain.uuid_string().unwrap();
-        let mut seen = Vec::new();
-        while !seen.contains(&DomainEvent::Lifecycle(Lifecycle::Started)) {
-            match rx.recv_timeout(Duration::from_secs(20)).unwrap() {
-                Notice::Domain {
-                    uuid: of,
-                    name,
-                    event,
-                } => {
-                    assert_eq!((of.as_str(), name.as_str()), (uuid.as_str(), "heard"));
-                    seen.push(event);
-                }
-                Notice::Closed => panic!("the connection is open"),
-            }
-        }
-        assert_eq!(seen[0], DomainEvent::Lifecycle(Lifecycle::Defined));
+        assert_eq!(
+            rx.recv_timeout(Duration::from_secs(20)).unwrap(),
+            about(&domain, DomainEvent::Lifecycle(Lifecycle::Started))
+        );
         drop(subscription);
         domain.destroy().unwrap();
         domain.undefine().unwrap();
+        let after = rx.recv_timeout(Duration::from_secs(1));
+        assert!(after.is_err(), "{after:?}");
+    }
+
+    #[test]
+    fn a_change_of_metadata_is_heard_of_with_its_namespace() {
+        let (connect, domain) = world("told");
+        let (tx, rx) = mpsc::channel();
+        let _subscription = subscribe(&connect, move |notice| drop(tx.send(notice))).unwrap();
+        let kind = sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+        let copy = sys::VIR_DOMAIN_AFFECT_CONFIG;
+        domain
+            .set_metadata(kind, Some("<i/>"), Some("p"), Some("urn:ours"), copy)
+            .unwrap();
+        let changed = DomainEvent::MetadataChanged {
+            uri: Some("urn:ours".to_owned()),
+        };
         assert_eq!(
-            rx.recv_timeout(Duration::from_secs(1)),
-            Err(mpsc::RecvTimeoutError::Timeout)
+            rx.recv_timeout(Duration::from_secs(20)).unwrap(),
+            about(&domain, changed)
         );
     }
 }

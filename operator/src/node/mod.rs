@@ -319,7 +319,15 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
                 if context.instances.get(&uuid).is_some() {
                     match event {
                         DomainEvent::Agent { .. } => context.guests.poke(&uuid),
-                        DomainEvent::Lifecycle(_) | DomainEvent::Rebooted => context.requests.now(&uuid),
+                        DomainEvent::Lifecycle(_)
+                        | DomainEvent::Rebooted
+                        | DomainEvent::DeviceAdded { .. }
+                        | DomainEvent::DeviceRemoved { .. }
+                        | DomainEvent::DeviceRemovalFailed { .. }
+                        | DomainEvent::BlockJob { .. }
+                        | DomainEvent::IoError { .. }
+                        | DomainEvent::MetadataChanged { .. }
+                        | DomainEvent::BalloonChanged { .. } => context.requests.now(&uuid),
                     }
                 } else {
                     look.notify_one();
