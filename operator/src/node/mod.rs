@@ -23,6 +23,7 @@ pub mod goal;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;
+pub mod images;
 pub mod lease;
 pub mod libvirt;
 pub mod metadata;
@@ -62,7 +63,7 @@ use context::{Context, Instances};
 use goal::Offer;
 use guest::Guests;
 use metrics::Metrics;
-use storage::{Options, Storage, kvm_probe};
+use storage::{CacheLimits, Options, Storage, kvm_probe};
 
 /// How long a start waits for the first libvirt connection before it serves without one.
 const FIRST_CONNECTION: Duration = Duration::from_secs(10);
@@ -98,6 +99,12 @@ pub struct Args {
     /// Allow images with file:// URLs.
     #[arg(long)]
     pub allow_file_images: bool,
+    /// MiB that cached images may take together; 0 = no limit. Images in use count, and stay.
+    #[arg(long, default_value_t = 0)]
+    pub image_cache_mib: u64,
+    /// How long a cached image stays after its last use, such as 14d or 12h; 0 = as long as there is room.
+    #[arg(long, default_value = "14d", value_parser = images::age)]
+    pub image_cache_age: Duration,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "127.0.0.1:10352")]
     pub listen: SocketAddr,
@@ -122,6 +129,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let host = args.host_name.clone().unwrap_or_else(|| hostname.to_lowercase());
     let options = Options {
         allow_file_images: args.allow_file_images,
+        cache: CacheLimits {
+            max_mib: args.image_cache_mib,
+            max_idle: args.image_cache_age,
+        },
         ..Options::default()
     };
     let data_dir = args.data_dir.clone();
@@ -194,6 +205,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     }
     team.spawn(lease::run(Arc::clone(&context), args.namespace));
     team.spawn(listen(Arc::clone(&context), heard, Arc::clone(&look)));
+    team.spawn(images::run(Arc::clone(&context), Arc::clone(&look)));
     team.spawn(work(Arc::clone(&context), machine, look, queue, readiness));
     tokio::select! {
         ended = probes.serve(args.listen) => {

@@ -3,6 +3,7 @@
 //! Every call here blocks, some for as long as a guest likes; [`super::connection`] runs them with deadlines.
 
 mod change;
+mod files;
 mod guest;
 mod live;
 mod read;

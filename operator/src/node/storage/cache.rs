@@ -2,14 +2,15 @@
 //!
 //! An image is found by its declared checksum, else by what its URL gave before; otherwise it is fetched, once however
 //! many wait. What is cached is believed: it was hashed when it came. A `file://` image without a checksum is fetched
-//! again when the file has changed.
+//! again when the file has changed. An image that is handed out carries a [`Lease`]; its last use is the time of its
+//! description's file, so that a restart does not forget it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ use super::fetch::{Fetched, Fetcher, blocking};
 use super::flight::{Flights, Meter, Progress};
 use super::format::{self, HEAD_BYTES, ImageFormat, ImageInfo, Qcow2Header};
 use super::layout::{TEMP_PREFIX, is_sha256};
+use super::lease::{Lease, Leases};
 use super::room::RoomGuard;
 use super::root_fs;
 use super::source::{Location, Source, url_key};
@@ -52,6 +54,8 @@ pub struct CachedImage {
     pub virtual_bytes: u64,
     /// The root file system made of an archive.
     pub root_template: Option<PathBuf>,
+    /// Keeps these files in the cache.
+    pub lease: Lease,
 }
 
 impl CachedImage {
@@ -92,16 +96,18 @@ pub struct BootFiles {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// Keep these files in the cache.
+    pub leases: Vec<Lease>,
 }
 
 /// What `images/<sha256>.json` holds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Entry {
-    name: String,
+pub(super) struct Entry {
+    pub name: String,
     #[serde(rename = "type")]
-    type_: ImageType,
-    sha256: String,
+    pub type_: ImageType,
+    pub sha256: String,
     size_bytes: u64,
     virtual_bytes: u64,
     format: ImageFormat,
@@ -109,9 +115,9 @@ struct Entry {
 
 /// What `urls/<key>.json` holds.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-struct UrlEntry {
+pub(super) struct UrlEntry {
     url: String,
-    sha256: String,
+    pub sha256: String,
     /// Of a `file://` URL.
     stamp: Option<Stamp>,
 }
@@ -136,9 +142,9 @@ impl Stamp {
 }
 
 #[derive(Default)]
-struct Index {
-    by_sha256: BTreeMap<String, Entry>,
-    by_url: HashMap<String, UrlEntry>,
+pub(super) struct Index {
+    pub by_sha256: BTreeMap<String, Entry>,
+    pub by_url: HashMap<String, UrlEntry>,
 }
 
 /// Directories of the cache.
@@ -149,14 +155,22 @@ pub(super) struct CacheDirs {
     pub roots: PathBuf,
 }
 
+/// An entry that stays where it is.
+#[derive(Clone)]
+struct Leased {
+    entry: Entry,
+    lease: Lease,
+}
+
 pub(super) struct Cache {
-    dirs: CacheDirs,
+    pub dirs: CacheDirs,
+    pub leases: Arc<Leases>,
     fetcher: Fetcher,
     room: RoomGuard,
     allow_files: bool,
     max_virtual_bytes: u64,
     index: Mutex<Index>,
-    contents: Flights<Entry>,
+    contents: Flights<Leased>,
     templates: Flights<u64>,
 }
 
@@ -180,6 +194,7 @@ impl Cache {
         }
         Ok(Self {
             dirs,
+            leases: Arc::default(),
             fetcher,
             room,
             allow_files,
@@ -218,19 +233,22 @@ impl Cache {
 
     /// The image, from the cache or fetched, and for an archive the root file system made of it.
     pub(super) async fn ensure(self: &Arc<Self>, image: &ResolvedImage) -> Result<CachedImage, StorageError> {
-        let entry = self.content(self.source(image)?, image.type_).await?;
+        let Leased { entry, lease } = self.content(self.source(image)?, image.type_).await?;
         let refused = |why: String| StorageError::ImageFormatRefused {
             image: image.name.clone(),
             why,
         };
         let format = fit(image.type_, entry.format).map_err(refused)?;
         let template = if format.is_archive() {
-            let made = self.template(&entry, format, &image.name).await;
+            let made = self.template(&entry, &lease, format, &image.name).await;
             Some(made.map_err(|error| explain_compressed(error, image.type_, format))?)
         } else {
             None
         };
-        Ok(self.image(&entry, &image.name, image.type_, template))
+        Ok(CachedImage {
+            lease,
+            ..self.image(&entry, &image.name, image.type_, template)
+        })
     }
 
     /// Kernel and RAM disk of an image with direct kernel boot.
@@ -243,34 +261,51 @@ impl Cache {
         };
         let fetch = async |url: &str| {
             let source = Source::new(&image.name, url, "", self.allow_files)?;
-            let entry = self.content(source, image.type_).await?;
-            Ok(self.dirs.images.join(entry.sha256))
+            let Leased { entry, lease } = self.content(source, image.type_).await?;
+            Ok((self.content_path(&entry.sha256), lease))
         };
-        let kernel = fetch(&boot.kernel_url).await?;
+        let (kernel, lease) = fetch(&boot.kernel_url).await?;
+        let mut leases = vec![lease];
         let initrd = match boot.initrd_url.as_str() {
             "" => None,
-            url => Some(fetch(url).await?),
+            url => {
+                let (initrd, lease) = fetch(url).await?;
+                leases.push(lease);
+                Some(initrd)
+            }
         };
-        Ok(Some(BootFiles { kernel, initrd }))
+        Ok(Some(BootFiles {
+            kernel,
+            initrd,
+            leases,
+        }))
     }
 
-    fn image(&self, entry: &Entry, name: &str, type_: ImageType, template: Option<u64>) -> CachedImage {
+    /// Without a lease.
+    pub(super) fn image(
+        &self,
+        entry: &Entry,
+        name: &str,
+        type_: ImageType,
+        template: Option<u64>,
+    ) -> CachedImage {
         let root = self.template_path(&entry.sha256);
         CachedImage {
             name: name.to_owned(),
             type_,
             sha256: entry.sha256.clone(),
-            path: self.dirs.images.join(&entry.sha256),
+            path: self.content_path(&entry.sha256),
             format: entry.format,
             size_bytes: entry.size_bytes,
             virtual_bytes: template.unwrap_or(entry.virtual_bytes),
             root_template: template.map(|_| root),
+            lease: Lease::default(),
         }
     }
 
-    async fn content(self: &Arc<Self>, source: Source, type_: ImageType) -> Result<Entry, StorageError> {
-        if let Some(entry) = self.lookup(&source) {
-            return Ok(entry);
+    async fn content(self: &Arc<Self>, source: Source, type_: ImageType) -> Result<Leased, StorageError> {
+        if let Some(leased) = self.lookup(&source) {
+            return Ok(leased);
         }
         let key = source.key().to_owned();
         let (asking, fetching) = (source.clone(), Arc::clone(self));
@@ -283,7 +318,7 @@ impl Cache {
             .await
     }
 
-    fn lookup(&self, source: &Source) -> Option<Entry> {
+    fn lookup(&self, source: &Source) -> Option<Leased> {
         let index = self.index();
         let sha256 = if let Some(declared) = &source.sha256 {
             declared
@@ -295,12 +330,30 @@ impl Cache {
             &known.sha256
         };
         let entry = index.by_sha256.get(sha256)?.clone();
-        drop(index);
-        self.is_there(&entry).then_some(entry)
+        if !self.is_there(&entry) {
+            return None;
+        }
+        // Before the index is let go: an eviction holds it too.
+        let lease = self.lease(&entry.sha256);
+        Some(Leased { entry, lease })
+    }
+
+    fn lease(&self, sha256: &str) -> Lease {
+        self.touch(sha256);
+        self.leases.take(sha256)
+    }
+
+    /// Notes a use. A failure costs at worst a fetch, later.
+    pub(super) fn touch(&self, sha256: &str) {
+        let path = self.description_path(sha256);
+        let touched = std::fs::File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        if let Err(error) = touched {
+            tracing::debug!(path = %path.display(), %error, "the use of an image cannot be noted");
+        }
     }
 
     fn is_there(&self, entry: &Entry) -> bool {
-        let path = self.dirs.images.join(&entry.sha256);
+        let path = self.content_path(&entry.sha256);
         std::fs::metadata(path).is_ok_and(|metadata| metadata.len() == entry.size_bytes)
     }
 
@@ -310,7 +363,7 @@ impl Cache {
         source: Source,
         type_: ImageType,
         meter: Arc<Meter>,
-    ) -> Result<Entry, StorageError> {
+    ) -> Result<Leased, StorageError> {
         let stamp = match &source.location {
             Location::File(path) => Stamp::of(path),
             Location::Http(_) => None,
@@ -334,9 +387,10 @@ impl Cache {
         blocking(move || store(&dirs, fetched, &stored, &url)).await?;
         tracing::info!(image = %entry.name, sha256 = %entry.sha256, bytes = entry.size_bytes, "image cached");
         let mut index = self.index();
+        let lease = self.lease(&entry.sha256);
         index.by_url.insert(known.url.clone(), known);
         index.by_sha256.insert(entry.sha256.clone(), entry.clone());
-        Ok(entry)
+        Ok(Leased { entry, lease })
     }
 
     /// Format and virtual size in bytes, or why the content is refused.
@@ -374,7 +428,19 @@ impl Cache {
         Ok((format, virtual_bytes))
     }
 
-    fn template_path(&self, sha256: &str) -> PathBuf {
+    pub(super) fn content_path(&self, sha256: &str) -> PathBuf {
+        self.dirs.images.join(sha256)
+    }
+
+    pub(super) fn description_path(&self, sha256: &str) -> PathBuf {
+        self.dirs.images.join(format!("{sha256}.json"))
+    }
+
+    pub(super) fn url_path(&self, url: &str) -> PathBuf {
+        self.dirs.urls.join(format!("{}.json", url_key(url)))
+    }
+
+    pub(super) fn template_path(&self, sha256: &str) -> PathBuf {
         self.dirs.roots.join(format!("{sha256}.img"))
     }
 
@@ -382,6 +448,7 @@ impl Cache {
     async fn template(
         self: &Arc<Self>,
         entry: &Entry,
+        lease: &Lease,
         format: ImageFormat,
         image: &str,
     ) -> Result<u64, StorageError> {
@@ -391,8 +458,11 @@ impl Cache {
             return Ok(size);
         }
         let (cache, image) = (Arc::clone(self), image.to_owned());
-        let (content, target) = (self.dirs.images.join(&entry.sha256), path.clone());
+        let (content, target) = (self.content_path(&entry.sha256), path.clone());
+        // The work goes on when the caller gives up, and needs the content until it ends.
+        let lease = lease.clone();
         let make = |_| async move {
+            let _lease = lease;
             let archive = root_fs::Archive {
                 image: &image,
                 path: &content,
@@ -407,7 +477,7 @@ impl Cache {
         self.templates.join(&entry.sha256, || size(&path), make).await
     }
 
-    fn index(&self) -> MutexGuard<'_, Index> {
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

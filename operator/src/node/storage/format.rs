@@ -165,6 +165,14 @@ impl Qcow2Header {
     }
 }
 
+/// Where in a qcow2 file the name of its backing file is, and how long, by its header; `None` without one.
+pub(super) fn backing_file(head: &[u8]) -> Option<(u64, usize)> {
+    Qcow2Header::parse(head).filter(|header| header.has_backing)?;
+    let offset = u64::from_be_bytes(head.get(8..16)?.try_into().ok()?);
+    let length = u32::from_be_bytes(head.get(16..20)?.try_into().ok()?);
+    Some((offset, length as usize))
+}
+
 /// The fields of `qemu-img info --output=json` that matter.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -11,12 +11,14 @@ mod archive;
 mod cache;
 mod disks;
 mod error;
+mod evict;
 mod fetch;
 mod flight;
 mod format;
 mod iso9660;
 pub mod kvm_probe;
 mod layout;
+mod lease;
 mod room;
 mod root_fs;
 mod seed;
@@ -29,7 +31,7 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use virtshell_crds::instance::{Driver, ResolvedImage};
@@ -37,10 +39,12 @@ use virtshell_crds::instance::{Driver, ResolvedImage};
 pub use cache::{BootFiles, CachedImage};
 pub use disks::{DiskFormat, DiskInfo, ObservedFiles};
 pub use error::StorageError;
+pub use evict::CacheLimits;
 pub use fetch::Retry;
 pub use flight::Progress;
 pub use format::ImageFormat;
 pub use layout::{InstanceFiles, disk_file_name};
+pub use lease::Lease;
 pub use room::Room;
 pub use seed::{Seed, SeedFiles};
 
@@ -63,6 +67,8 @@ pub struct Options {
     pub max_image_mib: u64,
     /// Largest virtual size of an image's disk, and of an unpacked archive, in MiB.
     pub max_virtual_mib: u64,
+    /// What the cache keeps that nothing uses.
+    pub cache: CacheLimits,
     /// How persistent downloads are.
     pub retry: Retry,
 }
@@ -74,6 +80,7 @@ impl Default for Options {
             min_free_mib: 512,
             max_image_mib: 256 << 10,
             max_virtual_mib: 4 << 20,
+            cache: CacheLimits::default(),
             retry: Retry {
                 failures: 5,
                 delay: Duration::from_millis(500),
@@ -91,6 +98,7 @@ pub struct Storage {
 struct Inner {
     data_dir: PathBuf,
     room: RoomGuard,
+    limits: CacheLimits,
     cache: Arc<Cache>,
     /// Held while this agent runs.
     _lock: Flock<File>,
@@ -143,6 +151,7 @@ impl Storage {
             inner: Arc::new(Inner {
                 data_dir,
                 room,
+                limits: options.cache,
                 cache: Arc::new(cache),
                 _lock: lock,
             }),
@@ -193,6 +202,34 @@ impl Storage {
     #[must_use]
     pub fn cached_images(&self) -> Vec<CachedImage> {
         self.inner.cache.list()
+    }
+
+    /// Removes images that nothing uses, by the limits; where the file system is nearly full, more of them. Returns those
+    /// that went.
+    ///
+    /// `files` are all that domains of this host name, whoever's they are, read from libvirt after `asked`. The files of
+    /// Instances are looked at in any case, and so is what each of them rests on.
+    ///
+    /// # Errors
+    /// When it cannot be found out what refers to an image: then none goes.
+    pub async fn evict_images(
+        &self,
+        files: Vec<PathBuf>,
+        asked: Instant,
+    ) -> Result<Vec<CachedImage>, StorageError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || {
+            let mut files = files;
+            for dir in subdirectories(&inner.data_dir.join("vm"))? {
+                for entry in std::fs::read_dir(&dir).map_err(StorageError::disk("reading", &dir))? {
+                    files.push(entry.map_err(StorageError::disk("reading", &dir))?.path());
+                }
+            }
+            let referenced = evict::referenced(files)?;
+            let short = inner.room.now()?.shortage_mib() * MIB;
+            inner.cache.evict(&referenced, asked, inner.limits, short)
+        })
+        .await
     }
 
     /// Room on the file system.

@@ -24,6 +24,16 @@ impl Room {
         self.free_mib <= self.keep_mib
     }
 
+    /// MiB to free where it is nearly full, so that it is not at once again: twice what is kept free.
+    #[must_use]
+    pub const fn shortage_mib(&self) -> u64 {
+        if self.is_nearly_full() {
+            (2 * self.keep_mib).saturating_sub(self.free_mib)
+        } else {
+            0
+        }
+    }
+
     /// Whether `need` bytes fit, with what is kept free.
     const fn fits(&self, need: u64) -> bool {
         self.free_mib >= self.keep_mib + need.div_ceil(MIB)
@@ -107,6 +117,10 @@ mod tests {
             assert_eq!(room.fits(need), expected, "{need}");
         }
         assert!(!room.is_nearly_full());
+        for (free_mib, shortage) in [(600, 0), (513, 0), (512, 512), (100, 924)] {
+            let room = Room { free_mib, ..room };
+            assert_eq!(room.shortage_mib(), shortage, "{free_mib}");
+        }
         assert!(
             Room {
                 free_mib: 512,

@@ -2,6 +2,7 @@
 
 mod disks;
 mod downloads;
+mod evict;
 mod images;
 mod roots;
 mod server;
