@@ -36,7 +36,8 @@ pub use instance::{Driver, Instance, InstanceSpec, InstanceStatus, Launch, Phase
 pub use provisioner::{Dependency, Provisioner, ProvisionerSpec, ProvisionerStatus};
 pub use section::{Section, SectionSpec, SectionStatus};
 pub use task::{
-    Task, TaskAssignment, TaskAssignmentSpec, TaskAssignmentStatus, TaskSpec, TaskState, TaskStatus,
+    Task, TaskAssignment, TaskAssignmentSpec, TaskAssignmentStatus, TaskParams, TaskSpec, TaskState,
+    TaskStatus,
 };
 pub use user::{User, UserSpec, UserStatus, UserType};
 

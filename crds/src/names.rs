@@ -67,6 +67,15 @@ pub fn domain_name(object_name: &str, uid: &str) -> String {
     format!("{stem}-{short}")
 }
 
+/// `metadata.name` of the TaskAssignment for one task, host and attempt: the same every time it is asked for.
+#[must_use]
+pub fn assignment_name(task: &str, task_uid: &str, host: &str, attempt: i32) -> String {
+    // 63 less a dash and 12 hex digits; the hash alone tells assignments apart.
+    let stem = cut(task, 50).trim_end_matches(['-', '.']);
+    let hash = sha256_hex(&format!("{task_uid}/{host}/{attempt}"));
+    format!("{stem}-{}", &hash[..12])
+}
+
 /// Whether a value may stand in a label.
 #[must_use]
 pub fn is_label_value(value: &str) -> bool {
@@ -189,6 +198,26 @@ mod tests {
         }
         assert_ne!(object_name_candidate("a_b", 1), object_name_candidate("a_b", 2));
         assert_ne!(object_name_candidate("a_b", 2), object_name_candidate("a_b", 3));
+    }
+
+    #[test]
+    fn an_assignment_is_named_by_task_host_and_attempt() {
+        let name = |task: &str, uid: &str, host: &str, attempt| assignment_name(task, uid, host, attempt);
+        let one = name("t", "u", "h", 0);
+        assert_eq!(one, name("t", "u", "h", 0));
+        for other in [
+            name("t", "v", "h", 0),
+            name("t", "u", "i", 0),
+            name("t", "u", "h", 1),
+        ] {
+            assert_ne!(one, other);
+        }
+        let long = name(&format!("{}-b", "a".repeat(49)), "u", "h", 0);
+        assert!(
+            is_object_name(&long) && long.starts_with(&format!("{}-", "a".repeat(49))),
+            "{long}"
+        );
+        assert!(is_object_name(&name(&"c".repeat(63), "u", "h", 0)));
     }
 
     #[test]

@@ -167,6 +167,14 @@ pub struct TaskStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub generations: Vec<TargetGeneration>,
+    /// Hosts (metadata.name) that were given their part of this attempt. A part is given once: a command is never run twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
+    pub hosts: Vec<String>,
+    /// Targets of this attempt that no host was given, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub refused: Vec<RefusedTarget>,
     /// Previous states, oldest first, at most 100.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -195,6 +203,15 @@ pub struct TargetGeneration {
     pub name: String,
     /// Its generation after the write.
     pub generation: i64,
+}
+
+/// A target that no host was given.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct RefusedTarget {
+    /// metadata.name of the target.
+    pub name: String,
+    /// Why, in the REST API's words.
+    pub message: String,
 }
 
 /// A previous state.

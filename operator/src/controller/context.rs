@@ -11,7 +11,9 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED};
-use virtshell_crds::{Environment, Group, Host, Image, Instance, Provisioner, Section, Task, User, resolve};
+use virtshell_crds::{
+    Environment, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User, resolve,
+};
 
 use super::accept::{References, environment_name, frozen};
 use super::cache::{Cache, Cached, Change, ObjectKey};
@@ -156,8 +158,13 @@ pub struct Context {
     pub groups: Cache<Group>,
     /// Tasks.
     pub tasks: Cache<Task>,
+    /// The parts of Tasks that hosts do, without output.
+    pub assignments: Cache<TaskAssignment>,
+    /// How long finished Tasks are kept.
+    pub task_retention: Duration,
     desk: Arc<Mutex<Desk>>,
     task_index: Arc<Mutex<task::Index>>,
+    parts: Arc<Mutex<task::assign::Index>>,
     /// Instances (uid) whose announced Task is known to be there.
     announced: Mutex<HashSet<String>>,
     pulse: Mutex<Pulse>,
@@ -170,11 +177,19 @@ pub struct Context {
 impl Context {
     /// With empty caches.
     #[must_use]
-    pub fn new(client: Client, namespace: String, metrics: Metrics, events: Events) -> Self {
+    pub fn new(
+        client: Client,
+        namespace: String,
+        metrics: Metrics,
+        events: Events,
+        task_retention: Duration,
+    ) -> Self {
         let desk = Arc::new(Mutex::new(Desk::default()));
         let follow = desk.clone();
         let task_index = Arc::new(Mutex::new(task::Index::default()));
         let index = task_index.clone();
+        let parts = Arc::new(Mutex::new(task::assign::Index::default()));
+        let assigned = parts.clone();
         Self {
             client,
             namespace,
@@ -191,8 +206,11 @@ impl Context {
             users: Cache::default(),
             groups: Cache::default(),
             tasks: Cache::tracked(move |change| lock(&index).observe(change)),
+            assignments: Cache::tracked(move |change| lock(&assigned).observe(change)),
+            task_retention,
             desk,
             task_index,
+            parts,
             announced: Mutex::default(),
             pulse: Mutex::new(Pulse::default()),
             summed: Mutex::default(),
@@ -208,6 +226,11 @@ impl Context {
     /// Unfinished work by Instance.
     pub fn task_index(&self) -> MutexGuard<'_, task::Index> {
         lock(&self.task_index)
+    }
+
+    /// Assignments by the Task they belong to.
+    pub fn parts(&self) -> MutexGuard<'_, task::assign::Index> {
+        lock(&self.parts)
     }
 
     /// Whether the Task that this Instance announces is known to be, or to have been, there.
@@ -236,6 +259,13 @@ impl Context {
     pub fn stored_task(&self, task: Task) {
         if let Some(change) = self.tasks.store(task) {
             self.task_changed(&change);
+        }
+    }
+
+    /// Takes in the answer to a write of ours.
+    pub fn stored_assignment(&self, part: TaskAssignment) {
+        if let Some(change) = self.assignments.store(part) {
+            self.assignment_changed(&change);
         }
     }
 
@@ -327,9 +357,7 @@ impl Context {
                 );
             }
         }
-        for task in self.task_index().of(&key) {
-            self.queue.add(Key::Task(task));
-        }
+        self.wake_tasks_on(&key);
         if change.new.is_none() {
             lock(&self.announced).remove(&any.uid().unwrap_or_default());
         }
@@ -458,18 +486,39 @@ impl Context {
                 namespace: namespace.clone(),
                 name: target.name.clone(),
             };
-            for task in self.task_index().of(&instance) {
-                self.queue.add(Key::Task(task));
+            self.wake_tasks_on(&instance);
+        }
+    }
+
+    /// A TaskAssignment changed.
+    pub fn assignment_changed(&self, change: &Change<TaskAssignment>) {
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let at = |name: &str| ObjectKey {
+            namespace: any.namespace().unwrap_or_default(),
+            name: name.to_owned(),
+        };
+        self.queue.add(Key::Task(at(&any.spec.task.name)));
+        for target in &any.spec.targets {
+            self.wake_tasks_on(&at(&target.name));
+        }
+    }
+
+    /// Puts every Instance of a host, and the unfinished work on it, in line.
+    pub fn wake_instances_of(&self, host: &str) {
+        for instance in self.instances.all() {
+            if instance.spec.host.as_deref() == Some(host) {
+                let key = ObjectKey::of(&*instance);
+                self.wake_tasks_on(&key);
+                self.queue.add(Key::Instance(key));
             }
         }
     }
 
-    /// Puts every Instance of a host in line.
-    pub fn wake_instances_of(&self, host: &str) {
-        for instance in self.instances.all() {
-            if instance.spec.host.as_deref() == Some(host) {
-                self.queue.add(Key::Instance(ObjectKey::of(&*instance)));
-            }
+    fn wake_tasks_on(&self, instance: &ObjectKey) {
+        for task in self.task_index().of(instance) {
+            self.queue.add(Key::Task(task));
         }
     }
 
@@ -542,3 +591,12 @@ macro_rules! cached_by_display_name {
 cached_by_display_name!(Host, Section, Environment, Image, Provisioner, User, Group);
 
 impl Cached for Task {}
+
+impl Cached for TaskAssignment {
+    fn strip(&mut self) {
+        // Up to 512 KiB each, for those who ask for the Task through REST.
+        for result in self.status.iter_mut().flat_map(|s| &mut s.results) {
+            result.output = String::new();
+        }
+    }
+}

@@ -69,6 +69,26 @@ pub struct Args {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "127.0.0.1:10351")]
     pub listen: SocketAddr,
+    /// How long finished Tasks are kept: a number with s, m, h or d.
+    #[arg(long, env = "VIRTSHELL_TASK_RETENTION", default_value = "7d", value_parser = duration)]
+    pub task_retention: Duration,
+}
+
+/// `90s`, `15m`, `24h`, `7d`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3600,
+        Some('d') => 24 * 3600,
+        Some(_) | None => 0,
+    };
+    let number = text.get(..text.len().saturating_sub(1)).unwrap_or_default();
+    let seconds = number.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    match seconds {
+        Some(seconds) if unit > 0 => Ok(Duration::from_secs(seconds)),
+        Some(_) | None => Err(format!("{text} is not a number with s, m, h or d, such as 7d")),
+    }
 }
 
 /// Runs until the process is asked to end.
@@ -82,11 +102,22 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let mut registry = Registry::default();
     let metrics = Metrics::new(&mut registry);
     let probes = Probes::new(readiness.clone(), registry).serve(args.listen);
-    let lead = follow_and_lead(client, args.namespace, me, readiness, metrics);
+    let settings = Settings {
+        namespace: args.namespace,
+        task_retention: args.task_retention,
+    };
+    let lead = follow_and_lead(client, settings, me, readiness, metrics);
     tokio::select! {
         ended = probes => ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen)),
         ended = lead => ended,
     }
+}
+
+/// What a leader needs to know from the command line.
+#[derive(Clone)]
+struct Settings {
+    namespace: String,
+    task_retention: Duration,
 }
 
 /// Unique per process: the machine, and random bits that tell restarts apart.
@@ -101,13 +132,13 @@ fn identity() -> String {
 
 async fn follow_and_lead(
     client: Client,
-    namespace: String,
+    settings: Settings,
     me: String,
     readiness: Readiness,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
     let mut asked_to_end = Box::pin(telemetry::shutdown_signal());
-    let mut elector = leader::Elector::new(client.clone(), &namespace, me.clone());
+    let mut elector = leader::Elector::new(client.clone(), &settings.namespace, me.clone());
     loop {
         tracing::info!(identity = me, "waiting to lead");
         tokio::select! {
@@ -116,7 +147,7 @@ async fn follow_and_lead(
         }
         tracing::info!(identity = me, "leading");
         metrics.leader.set(1);
-        let mut team = start(client.clone(), namespace.clone(), me.clone(), metrics.clone());
+        let mut team = start(client.clone(), settings.clone(), me.clone(), metrics.clone());
         let ended = tokio::select! {
             ended = &mut asked_to_end => Some(ended),
             () = elector.hold() => None,
@@ -134,11 +165,17 @@ async fn follow_and_lead(
 
 /// Starts everything a leader does. The lists are made now, after leadership was won: they show all that the last leader
 /// wrote.
-fn start(client: Client, namespace: String, me: String, metrics: Metrics) -> JoinSet<()> {
+fn start(client: Client, settings: Settings, me: String, metrics: Metrics) -> JoinSet<()> {
     let mut team = JoinSet::new();
     let (events, publish) = events::events(client.clone(), me);
     team.spawn(publish);
-    let ctx = Arc::new(Context::new(client, namespace, metrics, events));
+    let ctx = Arc::new(Context::new(
+        client,
+        settings.namespace,
+        metrics,
+        events,
+        settings.task_retention,
+    ));
     follow(
         &mut team,
         &ctx,
@@ -182,6 +219,12 @@ fn start(client: Client, namespace: String, me: String, metrics: Metrics) -> Joi
         },
     );
     follow(&mut team, &ctx, |c| &c.tasks, |c, change| c.task_changed(&change));
+    follow(
+        &mut team,
+        &ctx,
+        |c| &c.assignments,
+        |c, change| c.assignment_changed(&change),
+    );
     let leases = Api::namespaced(ctx.client.clone(), &ctx.namespace);
     let watcher = watcher::Config::default().fields(&format!("metadata.name!={}", leader::LEASE));
     follow_api(
@@ -237,6 +280,7 @@ async fn work_when_synced(ctx: Arc<Context>) {
         ctx.users.synced(),
         ctx.groups.synced(),
         ctx.tasks.synced(),
+        ctx.assignments.synced(),
     );
     tracing::info!(
         instances = ctx.instances.keys().len(),
@@ -292,5 +336,31 @@ async fn reconcile(ctx: &Context, key: &Key) -> Result<Option<Duration>, Error> 
         Key::User(at) => user::reconcile(ctx, at).await.map(|()| None),
         Key::Group(at) => user::reconcile_group(ctx, at).await.map(|()| None),
         Key::Task(at) => task::reconcile(ctx, at).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        for (text, seconds) in [
+            ("90s", Some(90)),
+            ("15m", Some(900)),
+            ("24h", Some(86_400)),
+            ("7d", Some(604_800)),
+            ("0s", Some(0)),
+            ("7", None),
+            ("d", None),
+            ("", None),
+            ("-1d", None),
+            ("1.5h", None),
+            ("7ä", None),
+            ("99999999999999999999d", None),
+            ("9999999999999999999d", None),
+        ] {
+            assert_eq!(duration(text).ok(), seconds.map(Duration::from_secs), "{text}");
+        }
     }
 }

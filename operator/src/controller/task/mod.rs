@@ -1,9 +1,11 @@
 //! Performs Tasks and says how far they are.
 //!
 //! [`outcome`] decides; here its answer is carried out: the power of Instances is written to their spec, a half-done REST
-//! delete is finished, the Task's status follows. Records that clients keep (`manual: true`) are left alone. Finished
-//! work is removed after [`RETENTION`].
+//! delete is finished, the Task's status follows. What is done inside guests, [`guest`] decides and [`assign`] hands to
+//! hosts. Records that clients keep (`manual: true`) are left alone. Finished work is removed after a while.
 
+pub mod assign;
+pub mod guest;
 pub mod outcome;
 
 use std::collections::{BTreeSet, HashMap};
@@ -28,8 +30,6 @@ use super::instance::patch_instance;
 use super::write::{self, Error};
 use outcome::{Outcome, Standing, Target, Work};
 
-/// How long finished work is kept.
-pub const RETENTION: Duration = Duration::from_hours(7 * 24);
 /// How long a change of power may take.
 const POWER_LIMIT: Duration = Duration::from_mins(15);
 /// How long the gateway has for the second half of a request before the controller does it.
@@ -113,11 +113,15 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     if task.spec.manual || task.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
-    if is_finished(&task) {
-        return expire(ctx, &task).await;
-    }
     let now = Timestamp::now();
+    if is_finished(&task) {
+        assign::withdraw(ctx, &task).await?;
+        return expire(ctx, &task, now).await;
+    }
     let status = begun(&task, now);
+    if guest::is_guest_work(&task.spec.type_) {
+        return guests(ctx, &task, status, now).await;
+    }
     let Some(work) = Work::of(&task.spec.type_) else {
         let log = format!("{} is not available yet", task.spec.type_);
         let outcome = Outcome {
@@ -128,13 +132,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     };
     let (status, targets) = perform(ctx, &task, work, status).await?;
     let limit = limit(&task, work);
-    let age = age(
-        status
-            .started_at
-            .as_ref()
-            .or(task.metadata.creation_timestamp.as_ref()),
-        now,
-    );
+    let age = time_taken(&task, &status, now);
     let mut outcome = outcome::outcome(&targets, age >= limit, limit.as_secs() as i64);
     if outcome.state == TaskState::Succeeded {
         work.last_stage().clone_into(&mut outcome.stage);
@@ -148,6 +146,22 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
         limit.saturating_sub(age)
     };
     Ok(unfinished.then(|| next.max(Duration::from_secs(1))))
+}
+
+/// Looks at a Task that is done inside guests.
+async fn guests(
+    ctx: &Context,
+    task: &Task,
+    status: TaskStatus,
+    now: Timestamp,
+) -> Result<Option<Duration>, Error> {
+    let (status, targets) = assign::perform(ctx, task, status, now).await?;
+    let limit = time_limit(task);
+    let left = limit.saturating_sub(time_taken(task, &status, now));
+    let outcome = guest::outcome(&targets, left.is_zero(), limit.as_secs() as i64);
+    report(ctx, task, status, outcome, now).await?;
+    // When it has ended, the change of its status brings it here once more.
+    Ok(Some(left.max(Duration::from_secs(1))))
 }
 
 /// The status to work on: as it is, or emptied for another try.
@@ -240,7 +254,7 @@ async fn find_target(
     Ok(found.filter(is_meant).map(Arc::new))
 }
 
-/// Whether earlier power work on the same Instance is still going on.
+/// Whether earlier work on the same Instance is still going on: power work, or work inside the guest.
 fn must_wait(ctx: &Context, task: &Task, target: &TaskTarget) -> bool {
     let instance = ObjectKey {
         namespace: task.namespace().unwrap_or_default(),
@@ -249,8 +263,9 @@ fn must_wait(ctx: &Context, task: &Task, target: &TaskTarget) -> bool {
     let others = ctx.task_index().of(&instance);
     others.iter().filter_map(|key| ctx.tasks.get(key)).any(|other| {
         other.metadata.uid != task.metadata.uid
-            && Work::of(&other.spec.type_).is_some_and(Work::is_power)
             && order(&other) < order(task)
+            && (Work::of(&other.spec.type_).is_some_and(Work::is_power)
+                || assign::is_at_work(ctx, &other, &target.name))
     })
 }
 
@@ -325,8 +340,18 @@ fn token(task: &Task) -> String {
     }
 }
 
+fn time_limit(task: &Task) -> Duration {
+    Duration::from_secs(task.spec.timeout_seconds.max(1) as u64)
+}
+
+/// Since the try began, or was asked for.
+fn time_taken(task: &Task, status: &TaskStatus, now: Timestamp) -> Duration {
+    let created = task.metadata.creation_timestamp.as_ref();
+    age(status.started_at.as_ref().or(created), now)
+}
+
 fn limit(task: &Task, work: Work) -> Duration {
-    let own = Duration::from_secs(task.spec.timeout_seconds.max(1) as u64);
+    let own = time_limit(task);
     if work.is_power() {
         own.min(POWER_LIMIT)
     } else {
@@ -414,12 +439,12 @@ fn cut(log: String) -> String {
 }
 
 /// Removes what ended long ago.
-async fn expire(ctx: &Context, task: &Task) -> Result<Option<Duration>, Error> {
+async fn expire(ctx: &Context, task: &Task, now: Timestamp) -> Result<Option<Duration>, Error> {
     let ended = task
         .status
         .as_ref()
         .and_then(|s| s.finished_at.as_ref().or(s.last_update.as_ref()));
-    let left = RETENTION.saturating_sub(age(ended, Timestamp::now()));
+    let left = ctx.task_retention.saturating_sub(age(ended, now));
     if !left.is_zero() {
         return Ok(Some(left));
     }

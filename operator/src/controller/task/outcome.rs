@@ -99,14 +99,16 @@ pub struct Progress {
     pub log: String,
 }
 
-fn pending(stage: &'static str, log: impl Into<String>) -> Standing {
+/// Nobody works on it yet.
+pub(super) fn pending(stage: &'static str, log: impl Into<String>) -> Standing {
     Standing::Pending(Progress {
         stage,
         log: log.into(),
     })
 }
 
-fn working(stage: &'static str, log: impl Into<String>) -> Standing {
+/// Somebody works on it.
+pub(super) fn working(stage: &'static str, log: impl Into<String>) -> Standing {
     Standing::Working(Progress {
         stage,
         log: log.into(),
@@ -362,29 +364,27 @@ fn with_last_words(text: String, targets: &[(String, Standing)]) -> String {
 
 /// What failed: the words themselves for a single target, else each with its name; at most three.
 fn failures(targets: &[(String, Standing)]) -> String {
-    let failed: Vec<(&str, &str)> = targets
-        .iter()
-        .filter_map(|(name, standing)| match standing {
-            Standing::Failed(words) => Some((name.as_str(), words.as_str())),
-            Standing::Act | Standing::Pending(_) | Standing::Working(_) | Standing::Succeeded => None,
-        })
-        .collect();
-    if let [(_, words)] = failed.as_slice()
-        && targets.len() == 1
-    {
-        return (*words).to_owned();
+    if let [(_, Standing::Failed(words))] = targets {
+        return words.clone();
     }
-    let shown: Vec<String> = failed
-        .iter()
+    let failed = failed(targets).count();
+    format!("{failed} of {} failed: {}", targets.len(), reasons(targets))
+}
+
+/// The first three failures, each with its name.
+pub(super) fn reasons(targets: &[(String, Standing)]) -> String {
+    let shown: Vec<String> = failed(targets)
         .take(3)
         .map(|(name, words)| format!("{name}: {words}"))
         .collect();
-    format!(
-        "{} of {} failed: {}",
-        failed.len(),
-        targets.len(),
-        shown.join("; ")
-    )
+    shown.join("; ")
+}
+
+fn failed(targets: &[(String, Standing)]) -> impl Iterator<Item = (&str, &str)> {
+    targets.iter().filter_map(|(name, standing)| match standing {
+        Standing::Failed(words) => Some((name.as_str(), words.as_str())),
+        Standing::Act | Standing::Pending(_) | Standing::Working(_) | Standing::Succeeded => None,
+    })
 }
 
 #[cfg(test)]

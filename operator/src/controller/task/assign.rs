@@ -1,0 +1,269 @@
+//! Gives hosts their parts of a Task, and takes back what none has begun.
+//!
+//! [`super::guest`] decides; here its plan is carried out. Assignments are made before the Task's status names their hosts:
+//! whoever stops between the two finds them by their names, which are the same every time.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::{Resource, ResourceExt};
+use tokio::time::Instant;
+use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState, TaskRef};
+use virtshell_crds::{
+    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, Task, TaskAssignment, TaskAssignmentSpec,
+    TaskStatus, names,
+};
+
+use super::guest::{self, Given, HostState, Seen};
+use super::outcome::Standing;
+use crate::controller::cache::{Cached, Change, ObjectKey};
+use crate::controller::context::{Context, cluster_key};
+use crate::controller::host::is_confirmed_gone;
+use crate::controller::write::Error;
+
+/// Beyond its time limit, how long a host may take to say that a command has ended.
+const LAST_WORDS: Duration = Duration::from_mins(1);
+
+/// Assignments by the uid of their Task; follows the cache change by change.
+#[derive(Debug, Default)]
+pub struct Index {
+    by_task: HashMap<String, BTreeSet<ObjectKey>>,
+}
+
+impl Index {
+    /// Follows the cache.
+    pub fn observe(&mut self, change: &Change<TaskAssignment>) {
+        if let Some(old) = &change.old
+            && let Some(parts) = self.by_task.get_mut(&old.spec.task.uid)
+        {
+            parts.remove(&ObjectKey::of(&**old));
+            if parts.is_empty() {
+                self.by_task.remove(&old.spec.task.uid);
+            }
+        }
+        if let Some(new) = &change.new {
+            let parts = self.by_task.entry(new.spec.task.uid.clone()).or_default();
+            parts.insert(ObjectKey::of(&**new));
+        }
+    }
+
+    fn of(&self, task_uid: &str) -> Vec<ObjectKey> {
+        self.by_task
+            .get(task_uid)
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
+    }
+}
+
+/// The assignments of a Task, of all its attempts.
+fn parts_of(ctx: &Context, task: &Task) -> Vec<Arc<TaskAssignment>> {
+    let keys = ctx.parts().of(task.metadata.uid.as_deref().unwrap_or_default());
+    keys.iter().filter_map(|key| ctx.assignments.get(key)).collect()
+}
+
+/// Where a target stands in an assignment.
+fn result<'a>(part: &'a TaskAssignment, name: &str) -> Option<&'a TargetResult> {
+    part.status.as_ref()?.results.iter().find(|r| r.name == name)
+}
+
+fn is_settled(result: &TargetResult) -> bool {
+    matches!(result.state, TargetState::Succeeded | TargetState::Failed)
+}
+
+/// Whether a Task has work inside the guest `name` that is not finished.
+pub fn is_at_work(ctx: &Context, task: &Task, name: &str) -> bool {
+    guest::is_guest_work(&task.spec.type_) && !settled_names(task, &parts_of(ctx, task)).contains(name)
+}
+
+/// The targets (metadata.name) on which the present attempt will do nothing more.
+fn settled_names(task: &Task, parts: &[Arc<TaskAssignment>]) -> BTreeSet<String> {
+    let attempt = task.spec.retry;
+    let status = task.status.as_ref();
+    let refused = status
+        .filter(|s| s.observed_retry.unwrap_or_default() >= attempt)
+        .into_iter()
+        .flat_map(|s| s.refused.iter().map(|r| r.name.clone()));
+    let done = parts
+        .iter()
+        .filter(|p| p.spec.attempt == attempt)
+        .flat_map(|p| p.status.iter().flat_map(|s| &s.results))
+        .filter(|r| is_settled(r))
+        .map(|r| r.name.clone());
+    refused.chain(done).collect()
+}
+
+/// Judges every target and gives hosts their parts. The status says then who was given one, and what was refused.
+pub async fn perform(
+    ctx: &Context,
+    task: &Task,
+    mut status: TaskStatus,
+    now: Timestamp,
+) -> Result<(TaskStatus, Vec<(String, Standing)>), Error> {
+    withdraw(ctx, task).await?;
+    let parts = parts_of(ctx, task);
+    let mut instances: Vec<Option<Arc<Instance>>> = Vec::with_capacity(task.spec.targets.len());
+    for target in &task.spec.targets {
+        instances.push(super::find_target(ctx, task, target).await?);
+    }
+    let given: HashMap<&str, (&AssignedTarget, Given<'_>)> = parts
+        .iter()
+        .filter(|part| part.spec.attempt == task.spec.retry)
+        .flat_map(|part| {
+            part.spec.targets.iter().map(|assigned| {
+                let given = Given {
+                    host: &part.spec.host,
+                    result: result(part, &assigned.name),
+                };
+                (assigned.name.as_str(), (assigned, given))
+            })
+        })
+        .collect();
+    let seen: Vec<Seen<'_>> = task
+        .spec
+        .targets
+        .iter()
+        .zip(&instances)
+        .map(|(target, instance)| {
+            let given = given
+                .get(target.name.as_str())
+                .filter(|(assigned, _)| target.uid.as_ref().is_none_or(|uid| *uid == assigned.uid));
+            // A namesake that was made later is not what the host was given.
+            let meant = instance
+                .as_deref()
+                .filter(|i| given.is_none_or(|(assigned, _)| i.metadata.uid.as_ref() == Some(&assigned.uid)));
+            let host = given
+                .map(|(_, g)| g.host)
+                .or_else(|| meant.and_then(|i| i.spec.host.as_deref()));
+            Seen {
+                target,
+                name: instance
+                    .as_deref()
+                    .map_or(target.name.as_str(), Cached::wire_name),
+                instance: meant,
+                given: given.map(|(_, g)| *g),
+                host: host.map_or(HostState::Alive, |host| host_state(ctx, host)),
+                is_busy: given.is_none()
+                    && (runs_from_before(task, &parts, &target.name, now)
+                        || super::must_wait(ctx, task, target)),
+            }
+        })
+        .collect();
+    let plan = guest::plan(task, &status, &seen);
+    for (host, targets) in plan.parts {
+        give(ctx, task, &host, targets).await?;
+        status.hosts.push(host);
+    }
+    status.refused = plan.refused;
+    Ok((status, plan.standings))
+}
+
+/// Whether an earlier attempt has begun something in this guest and has not said how it ended, while it still may.
+fn runs_from_before(task: &Task, parts: &[Arc<TaskAssignment>], name: &str, now: Timestamp) -> bool {
+    parts
+        .iter()
+        .filter(|part| part.spec.attempt < task.spec.retry)
+        .filter(|part| {
+            let limit = Duration::from_secs(part.spec.timeout_seconds.max(1) as u64) + LAST_WORDS;
+            super::age(part.metadata.creation_timestamp.as_ref(), now) < limit
+        })
+        .any(|part| result(part, name).is_some_and(|r| r.state == TargetState::Started))
+}
+
+fn host_state(ctx: &Context, name: &str) -> HostState {
+    match ctx.hosts.get(&cluster_key(name)) {
+        None => HostState::Gone,
+        Some(host) if is_confirmed_gone(&host) => HostState::Gone,
+        Some(_) if ctx.pulse().is_silent(name, Instant::now()) => HostState::Silent,
+        Some(_) => HostState::Alive,
+    }
+}
+
+async fn give(ctx: &Context, task: &Task, host: &str, targets: Vec<AssignedTarget>) -> Result<(), Error> {
+    let part = assignment(task, host, targets);
+    let name = part.name_any();
+    let api = api(ctx, task);
+    let made = match api.create(&PostParams::default(), &part).await {
+        // An earlier look made it and could not say so.
+        Err(kube::Error::Api(status)) if status.is_already_exists() => api.get(&name).await,
+        other => other,
+    };
+    let made = made.map_err(Error::api(format!(
+        "give host {host} its part of task {}",
+        task.name_any()
+    )))?;
+    ctx.metrics.wrote("TaskAssignment");
+    ctx.stored_assignment(made);
+    Ok(())
+}
+
+fn assignment(task: &Task, host: &str, targets: Vec<AssignedTarget>) -> TaskAssignment {
+    let (name, uid) = (task.name_any(), task.uid().unwrap_or_default());
+    let kept = [ANNOTATION_CREATED_BY, ANNOTATION_CREATED_AT];
+    let annotations = kept
+        .into_iter()
+        .filter_map(|key| Some((key.to_owned(), task.annotations().get(key)?.clone())));
+    TaskAssignment {
+        metadata: ObjectMeta {
+            name: Some(names::assignment_name(&name, &uid, host, task.spec.retry)),
+            namespace: task.namespace(),
+            annotations: Some(annotations.collect()),
+            // It goes with its Task.
+            owner_references: Some(vec![OwnerReference {
+                api_version: Task::api_version(&()).into_owned(),
+                kind: Task::kind(&()).into_owned(),
+                name: name.clone(),
+                uid: uid.clone(),
+                controller: Some(true),
+                block_owner_deletion: None,
+            }]),
+            ..ObjectMeta::default()
+        },
+        spec: TaskAssignmentSpec {
+            task: TaskRef { name, uid },
+            host: host.to_owned(),
+            attempt: task.spec.retry,
+            type_: task.spec.type_.clone(),
+            params: task.spec.params.clone(),
+            timeout_seconds: task.spec.timeout_seconds,
+            targets,
+        },
+        status: None,
+    }
+}
+
+/// Takes back the parts that nobody waits for any more and no host has begun: a host that was silent must not do
+/// tomorrow what was given up today. One that begins right now wins: it has written that first.
+pub async fn withdraw(ctx: &Context, task: &Task) -> Result<(), Error> {
+    let ended = super::is_finished(task);
+    for part in parts_of(ctx, task) {
+        let given_up = ended || part.spec.attempt < task.spec.retry;
+        let begun = part.status.as_ref().is_some_and(|s| !s.results.is_empty());
+        if !given_up || begun {
+            continue;
+        }
+        let name = part.name_any();
+        let params = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: part.uid(),
+                resource_version: part.resource_version(),
+            }),
+            ..DeleteParams::default()
+        };
+        match api(ctx, task).delete(&name, &params).await {
+            Ok(_) => ctx.metrics.wrote("TaskAssignment"),
+            Err(kube::Error::Api(status)) if status.is_not_found() => {}
+            Err(error) => return Err(Error::api(format!("withdraw task assignment {name}"))(error)),
+        }
+    }
+    Ok(())
+}
+
+fn api(ctx: &Context, task: &Task) -> Api<TaskAssignment> {
+    Api::namespaced(ctx.client.clone(), &task.namespace().unwrap_or_default())
+}
