@@ -98,3 +98,51 @@ uses_own_cluster() { [[ -z ${KUBECONFIG:-} || $KUBECONFIG == "$CONTROL_PLANE/adm
 
 # kubectl_ ARGUMENT...: for requests that are answered at once; `kubectl wait` has a time limit of its own.
 kubectl_() { kubectl --request-timeout=20s "$@"; }
+
+# apply ARGUMENT...: server-side, so that nobody else's fields are touched. Quiet unless it fails.
+apply() { kubectl_ apply --server-side --force-conflicts --field-manager=virtshell-setup "$@" >/dev/null; }
+
+# --- Identities -------------------------------------------------------------------------------------------------------------------
+
+# host_account HOST: the account of a host's agent and its role. The controller makes them when it knows the host, but a first token
+# must come from whoever sets the machine up.
+host_account() {
+    apply -f - <<YAML
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: virtshell-host-$1, namespace: $SYSTEM_NAMESPACE}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: virtshell-host-$1}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: virtshell-node}
+subjects: [{kind: ServiceAccount, name: virtshell-host-$1, namespace: $SYSTEM_NAMESPACE}]
+YAML
+}
+
+# first_token ACCOUNT DURATION FILE: a token of the account.
+first_token() {
+    wait_until 40 create_token "$@" || die "the service account $1 gets no token: $(cat "$3.error")" "see the cluster's message; a further run tries again"
+    rm "$3.error"
+}
+
+# create_token ACCOUNT DURATION FILE: fails for up to 30 s after a start of the API server, see definitions.
+create_token() { kubectl_ -n "$SYSTEM_NAMESPACE" create token "$1" --duration="$2" 2>"$3.error" | write_private "$3"; }
+
+# role_kubeconfig ACCOUNT TOKEN-FILE: prints a kubeconfig for the cluster that kubectl means (JSON, which YAML contains).
+role_kubeconfig() {
+    kubectl config view --raw --minify --flatten -o json | jq --arg account "$1" --arg token "$2" '{
+        apiVersion: "v1", kind: "Config",
+        clusters: [{name: "virtshell", cluster: .clusters[0].cluster}],
+        users: [{name: $account, user: {tokenFile: $token}}],
+        contexts: [{name: "virtshell", context: {cluster: "virtshell", user: $account}}],
+        "current-context": "virtshell"}'
+}
+
+# write_private FILE: writes stdin to it, readable by its owner only, complete or not at all.
+write_private() (
+    umask 077
+    cat >"$1.new"
+    [[ -s $1.new ]] || return 1
+    mv "$1.new" "$1"
+)

@@ -117,32 +117,16 @@ definitions() {
     apply -k "$REPO/manifests/rbac"
 }
 
-# apply ARGUMENT...: server-side, so that nobody else's fields are touched. Quiet unless it fails.
-apply() { kubectl_ apply --server-side --force-conflicts --field-manager=virtshell-setup "$@" >/dev/null; }
-
 # --- Identities -------------------------------------------------------------------------------------------------------------------
 
-# identities: a kubeconfig and a token file for each role. The controller makes a host's account when it knows the host, but a first
-# token must come from whoever sets the machine up.
+# identities: a kubeconfig and a token file for each role.
 identities() {
     local role account duration
-    apply -f - <<YAML
-apiVersion: v1
-kind: ServiceAccount
-metadata: {name: virtshell-host-$HOST_NAME, namespace: $SYSTEM_NAMESPACE}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: virtshell-host-$HOST_NAME}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: virtshell-node}
-subjects: [{kind: ServiceAccount, name: virtshell-host-$HOST_NAME, namespace: $SYSTEM_NAMESPACE}]
-YAML
+    host_account "$HOST_NAME"
     for role in "${ROLES[@]}"; do
         read -r account duration < <(role_account "$role")
         role_kubeconfig "$account" "$STATE_DIR/$role.token" | write_private "$STATE_DIR/$role.kubeconfig"
-        ! token_serves "$role" || continue
-        wait_until 40 create_token "$account" "$duration" "$STATE_DIR/$role.token" || die "the service account $account gets no token: $(cat "$STATE_DIR/$role.token.error")" "see the cluster's message; make up tries again"
-        rm "$STATE_DIR/$role.token.error"
+        token_serves "$role" || first_token "$account" "$duration" "$STATE_DIR/$role.token"
     done
 }
 
@@ -152,27 +136,6 @@ token_serves() {
         jq -eR 'split(".")[1] | gsub("-"; "+") | gsub("_"; "/") | @base64d | fromjson | .exp - now > now - .iat' "$STATE_DIR/$1.token" &&
         kubectl_ --kubeconfig "$STATE_DIR/$1.kubeconfig" auth whoami
 } >/dev/null 2>&1
-
-# create_token ACCOUNT DURATION FILE: fails for up to 30 s after a start of the API server, see definitions.
-create_token() { kubectl_ -n "$SYSTEM_NAMESPACE" create token "$1" --duration="$2" 2>"$3.error" | write_private "$3"; }
-
-# role_kubeconfig ACCOUNT TOKEN-FILE: prints a kubeconfig for the cluster that kubectl means (JSON, which YAML contains).
-role_kubeconfig() {
-    kubectl config view --raw --minify --flatten -o json | jq --arg account "$1" --arg token "$2" '{
-        apiVersion: "v1", kind: "Config",
-        clusters: [{name: "virtshell", cluster: .clusters[0].cluster}],
-        users: [{name: $account, user: {tokenFile: $token}}],
-        contexts: [{name: "virtshell", context: {cluster: "virtshell", user: $account}}],
-        "current-context": "virtshell"}'
-}
-
-# write_private FILE: writes stdin to it, readable by its owner only, complete or not at all.
-write_private() (
-    umask 077
-    cat >"$1.new"
-    [[ -s $1.new ]] || return 1
-    mv "$1.new" "$1"
-)
 
 # --- Roles ------------------------------------------------------------------------------------------------------------------------
 
