@@ -14,9 +14,14 @@ use crate::repository;
 use crate::watchdog::Watchdog;
 
 /// Script that stops what runs in the directory `$2`, by the programs in `$1`, and removes it: a [system](crate::system)
-/// has a folder `state`, the rest are control planes.
+/// has a folder `state`, [hosts](crate::farm) are in a folder `hosts`, the rest are control planes.
 const REMOVE: &str = r#"
-    if [ -d "$2/state" ]; then VIRTSHELL_STATE_DIR="$2/state" "$1/clean.sh"; else "$1/controlplane.sh" stop "$2"; fi &&
+    if [ -d "$2/state" ]; then VIRTSHELL_STATE_DIR="$2/state" "$1/clean.sh"
+    elif [ -d "$2/hosts" ]; then
+        for host in "$2"/hosts/*/; do
+            [ ! -d "$host" ] || VIRTSHELL_STATE_DIR="$2" "$1/host.sh" remove "$(basename "$host")" || exit
+        done
+    else "$1/controlplane.sh" stop "$2"; fi &&
     rm -rf "$2""#;
 
 /// Stops what runs in one of our directories and removes it, when the guard is dropped or this process ends.

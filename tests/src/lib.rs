@@ -5,6 +5,7 @@
 //!   played by the test.
 //! - [`program`]: the programs under test, with their logs.
 //! - [`system`]: everything, as `hack/up.sh` brings it up.
+//! - [`farm`]: hosts of their own, each with a libvirt that may be killed.
 //! - [`console`]: the commands that the documents show.
 //! - [`wait`]: waiting for a state, never for a time.
 //!
@@ -12,6 +13,7 @@
 
 pub mod console;
 pub mod control_plane;
+pub mod farm;
 pub mod identity;
 pub mod kubectl;
 pub mod leftovers;
@@ -24,6 +26,7 @@ pub mod wait;
 pub mod watchdog;
 
 pub use control_plane::ControlPlane;
+pub use farm::Farm;
 pub use kubectl::Kubectl;
 pub use wait::wait_for;
 

@@ -169,6 +169,17 @@ pub fn own(name: &str) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// The operator under test: `VIRTSHELL_OPERATOR`, as `make test` sets it, else as [`own`].
+///
+/// # Errors
+/// When it has not been built.
+pub fn operator() -> anyhow::Result<PathBuf> {
+    match std::env::var_os("VIRTSHELL_OPERATOR") {
+        Some(path) => Ok(path.into()),
+        None => own("virtshell-operator"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,287 @@
+//! What stories share: the farm, and words to tell them with.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard, OnceCell};
+use virtshell_crds::{Host, Instance};
+use virtshell_tests::farm::{Farm, IMAGE, NAMESPACE, PrivateHost};
+use virtshell_tests::{level, wait_for};
+
+/// The host that stories play on.
+pub const HOST: &str = "alpha";
+/// Emulated guests on two busy cores boot in 4 to 15 s; what takes longer than this is broken, not slow.
+pub const LIMIT: Duration = Duration::from_mins(2);
+
+/// One story: the farm for itself.
+pub struct Story {
+    pub farm: MutexGuard<'static, Farm>,
+    pub client: Client,
+    pub instances: Api<Instance>,
+}
+
+/// Begins a story, with everything up and no Instance; None where this level is allowed to be left out.
+pub async fn begin() -> Result<Option<Story>> {
+    static FARM: OnceCell<Mutex<Farm>> = OnceCell::const_new();
+    if !level::end_to_end() {
+        return Ok(None);
+    }
+    let farm = FARM.get_or_try_init(async || Farm::start(&[HOST]).await.map(Mutex::new));
+    let farm = farm.await?.lock().await;
+    // An earlier story may have failed half way.
+    farm.control_plane().start_api_server()?;
+    farm.host(HOST).power_on()?;
+    farm.host(HOST).start_agent()?;
+    let client = farm.control_plane().admin().await?;
+    let story = Story {
+        instances: Api::namespaced(client.clone(), NAMESPACE),
+        client,
+        farm,
+    };
+    story.clear().await?;
+    Ok(Some(story))
+}
+
+impl Story {
+    pub fn host(&self) -> &PrivateHost {
+        self.farm.host(HOST)
+    }
+
+    /// Ends the story: every Instance is deleted, and goes.
+    pub async fn end(self) -> Result<()> {
+        self.clear().await
+    }
+
+    async fn clear(&self) -> Result<()> {
+        let everything = ListParams::default();
+        self.instances
+            .delete_collection(&DeleteParams::default(), &everything)
+            .await?;
+        wait_for(
+            "all Instances to be gone",
+            LIMIT,
+            async || self.instances.list(&everything).await.map(names),
+            Vec::is_empty,
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Creates an Instance with a spec.
+    pub async fn create(&self, name: &str, spec: Value) -> Result<()> {
+        let instance = json!({
+            "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
+            "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
+        });
+        let instance = serde_json::from_value(instance)?;
+        self.instances.create(&PostParams::default(), &instance).await?;
+        Ok(())
+    }
+
+    /// Merges into the spec of an Instance.
+    pub async fn edit(&self, name: &str, spec: Value) -> Result<()> {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        self.instances
+            .patch(name, &PatchParams::default(), &patch)
+            .await?;
+        Ok(())
+    }
+
+    pub async fn get(&self, name: &str) -> Result<Instance> {
+        Ok(self.instances.get(name).await?)
+    }
+
+    /// Deletes an Instance and waits until it is gone.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        self.instances.delete(name, &DeleteParams::default()).await?;
+        wait_for(
+            &format!("{name} to be gone"),
+            LIMIT,
+            async || self.instances.get_opt(name).await,
+            Option::is_none,
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Waits until an Instance is `enough`; returns it, and how long that took.
+    pub async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        enough: impl Fn(&Instance) -> bool,
+    ) -> Result<(Instance, Duration)> {
+        let began = Instant::now();
+        let seen = wait_for(
+            &format!("{name} to be {what}"),
+            LIMIT,
+            async || self.instances.get(name).await.map(Seen),
+            |seen| enough(&seen.0),
+        )
+        .await?;
+        Ok((seen.0, began.elapsed()))
+    }
+
+    /// Waits until Ready is True for the newest generation.
+    pub async fn ready(&self, name: &str) -> Result<Instance> {
+        let (instance, _) = self.until(name, "ready", is_ready).await?;
+        Ok(instance)
+    }
+
+    /// Waits until the guest's agent answers.
+    pub async fn booted(&self, name: &str) -> Result<()> {
+        self.until(name, "booted", |i| said(i, "AgentConnected").starts_with("True"))
+            .await
+            .map(drop)
+    }
+
+    /// The Events of an Instance: reason and message.
+    pub async fn events(&self, name: &str) -> Result<Vec<(String, String)>> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let uid = self.get(name).await?.uid().context("an Instance has a uid")?;
+        let about = ListParams::default().fields(&format!("involvedObject.uid={uid}"));
+        let list = events.list(&about).await?;
+        Ok(list
+            .into_iter()
+            .map(|event| {
+                (
+                    event.reason.unwrap_or_default(),
+                    event.message.unwrap_or_default(),
+                )
+            })
+            .collect())
+    }
+
+    /// Waits for an Event with this reason; returns its message.
+    pub async fn event(&self, name: &str, reason: &str) -> Result<String> {
+        let events = wait_for(
+            &format!("an Event {reason} of {name}"),
+            LIMIT,
+            async || self.events(name).await,
+            |events| events.iter().any(|(r, _)| r == reason),
+        )
+        .await?;
+        Ok(events
+            .into_iter()
+            .find(|(r, _)| r == reason)
+            .map(|(_, message)| message)
+            .unwrap_or_default())
+    }
+
+    /// Waits until the Host is `enough`.
+    pub async fn host_until(&self, name: &str, what: &str, enough: impl Fn(&Host) -> bool) -> Result<Host> {
+        let hosts: Api<Host> = Api::all(self.client.clone());
+        wait_for(
+            &format!("the host {name} to be {what}"),
+            LIMIT,
+            async || hosts.get(name).await,
+            enough,
+        )
+        .await
+    }
+
+    /// virsh on the host, with the qemu driver.
+    pub fn virsh(&self, arguments: &str) -> Result<String> {
+        self.host().sh(&format!("virsh -q -c qemu:///system {arguments}"))
+    }
+
+    /// The pid, on the host, of the QEMU that runs an Instance.
+    pub async fn qemu(&self, name: &str) -> Result<String> {
+        let domain = domain(&self.get(name).await?)?;
+        self.host().sh(&format!("cat /run/libvirt/qemu/{domain}.pid"))
+    }
+
+    /// The pids of all QEMUs on the host.
+    pub fn all_qemus(&self) -> Result<Vec<String>> {
+        let found = self
+            .host()
+            .sh("ps -C qemu-system-x86_64,qemu-system-x86 -o pid= || true")?;
+        let mut pids: Vec<String> = found.split_whitespace().map(str::to_owned).collect();
+        pids.sort();
+        Ok(pids)
+    }
+
+    /// The names of all domains on the host.
+    pub fn domains(&self) -> Result<Vec<String>> {
+        let listed = self.virsh("list --all --name")?;
+        Ok(listed.split_whitespace().map(str::to_owned).collect())
+    }
+}
+
+/// A small real guest.
+pub fn guest() -> Value {
+    json!({"image": IMAGE, "driver": "qemu", "cpus": 1, "maxCpus": 1, "memoryMiB": 128, "diskMiB": 256, "shutdownGraceSeconds": 0})
+}
+
+/// A machine with an empty disk: its firmware finds nothing to boot and stands still, so it costs next to nothing.
+pub fn blank() -> Value {
+    json!({"blank": true, "driver": "qemu", "cpus": 1, "maxCpus": 1, "memoryMiB": 32, "diskMiB": 16, "shutdownGraceSeconds": 0})
+}
+
+/// A spec with other values.
+pub fn with(mut spec: Value, more: Value) -> Value {
+    if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
+        spec.extend(more);
+    }
+    spec
+}
+
+/// "True Running: message" of a condition; empty when it is not said.
+pub fn said(instance: &Instance, type_: &str) -> String {
+    conditions(instance).remove(type_).unwrap_or_default()
+}
+
+fn conditions(instance: &Instance) -> BTreeMap<String, String> {
+    let conditions = instance.status.iter().flat_map(|status| &status.conditions);
+    conditions
+        .map(|c| {
+            (
+                c.type_.clone(),
+                format!("{} {}: {}", c.status, c.reason, c.message),
+            )
+        })
+        .collect()
+}
+
+pub fn is_ready(instance: &Instance) -> bool {
+    let status = instance.status.as_ref();
+    status.is_some_and(|s| {
+        s.observed_generation == instance.metadata.generation
+            && s.conditions.iter().any(|c| {
+                c.type_ == "Ready" && c.status == "True" && c.observed_generation == instance.metadata.generation
+            })
+    })
+}
+
+/// libvirt's name of an Instance's domain.
+pub fn domain(instance: &Instance) -> Result<String> {
+    let domain = instance.status.as_ref().and_then(|s| s.domain.as_ref());
+    let domain = domain.with_context(|| format!("{} has no domain", instance.name_any()))?;
+    ensure!(!domain.name.is_empty(), "a domain has a name");
+    Ok(domain.name.clone())
+}
+
+fn names(list: impl IntoIterator<Item = Instance>) -> Vec<String> {
+    list.into_iter().map(|instance| instance.name_any()).collect()
+}
+
+/// An Instance as the message of a failed wait shows it.
+struct Seen(Instance);
+
+impl std::fmt::Debug for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let status = self.0.status.as_ref();
+        f.debug_struct("Instance")
+            .field("generation", &self.0.metadata.generation)
+            .field("phase", &status.and_then(|s| s.phase))
+            .field("powerState", &status.and_then(|s| s.power_state))
+            .field("restartRequired", &status.map(|s| &s.restart_required))
+            .field("conditions", &conditions(&self.0))
+            .finish_non_exhaustive()
+    }
+}
