@@ -117,7 +117,10 @@ impl ControlPlane {
             .args([&repository(), &self.directory])
             .output()?;
         let complaint = String::from_utf8_lossy(&output.stderr);
-        anyhow::ensure!(output.status.success(), "the API server does not end: {complaint}");
+        anyhow::ensure!(
+            output.status.success(),
+            "the API server does not end: {complaint}"
+        );
         Ok(())
     }
 
@@ -126,7 +129,10 @@ impl ControlPlane {
     /// # Errors
     /// When it does not become ready.
     pub fn start_api_server(&self) -> anyhow::Result<()> {
-        let path = self.directory.to_str().context("the temporary directory is UTF-8")?;
+        let path = self
+            .directory
+            .to_str()
+            .context("the temporary directory is UTF-8")?;
         script(&["start", path], self.bind).map(drop)
     }
 

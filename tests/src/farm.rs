@@ -47,7 +47,10 @@ impl Farm {
         let [port] = ports::free()?;
         let listen = format!("127.0.0.1:{port}");
         let mut command = Command::new(&operator);
-        command.arg("controller").arg("--kubeconfig").arg(&account.kubeconfig);
+        command
+            .arg("controller")
+            .arg("--kubeconfig")
+            .arg(&account.kubeconfig);
         command.args(["--namespace", SYSTEM, "--listen", &listen]);
         let mut controller = Program::start("controller", &mut command, control_plane.directory())?;
         controller
@@ -102,7 +105,9 @@ impl Farm {
             |host: &Host| {
                 let is = |type_| {
                     let conditions = host.status.iter().flat_map(|status| &status.conditions);
-                    conditions.into_iter().any(|c| c.type_ == type_ && c.status == "True")
+                    conditions
+                        .into_iter()
+                        .any(|c| c.type_ == type_ && c.status == "True")
                 };
                 is(condition::READY) && is(condition::SCHEDULABLE)
             },

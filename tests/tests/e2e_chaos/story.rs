@@ -72,8 +72,9 @@ impl Story {
         .map(drop)
     }
 
-    /// Creates an Instance with a spec.
+    /// Creates an Instance with a spec, on the stories' host unless the spec names another.
     pub async fn create(&self, name: &str, spec: Value) -> Result<()> {
+        let spec = with(json!({ "host": HOST }), spec);
         let instance = json!({
             "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
             "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec,
@@ -90,6 +91,10 @@ impl Story {
             .patch(name, &PatchParams::default(), &patch)
             .await?;
         Ok(())
+    }
+
+    pub async fn all(&self) -> Result<Vec<Instance>> {
+        Ok(self.instances.list(&ListParams::default()).await?.items)
     }
 
     pub async fn get(&self, name: &str) -> Result<Instance> {
@@ -185,9 +190,38 @@ impl Story {
         .await
     }
 
+    /// How many requests of these verbs for a resource the API server has had since it started.
+    pub fn requests(&self, resource: &str, verbs: &[&str]) -> Result<u64> {
+        let metrics = self
+            .farm
+            .control_plane()
+            .kubectl()
+            .ok(["get", "--raw", "/metrics"])?;
+        let wanted = |line: &&str| {
+            line.starts_with("apiserver_request_total{")
+                && line.contains(&format!("resource=\"{resource}\""))
+                && verbs
+                    .iter()
+                    .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
+        };
+        let count = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok());
+        Ok(metrics.lines().filter(wanted).filter_map(count).sum())
+    }
+
     /// virsh on the host, with the qemu driver.
     pub fn virsh(&self, arguments: &str) -> Result<String> {
         self.host().sh(&format!("virsh -q -c qemu:///system {arguments}"))
+    }
+
+    /// Waits until virsh prints what is `enough`.
+    pub async fn until_virsh(&self, arguments: &str, enough: impl Fn(&str) -> bool) -> Result<String> {
+        wait_for(
+            &format!("virsh {arguments}"),
+            LIMIT,
+            async || self.virsh(arguments),
+            |seen: &String| enough(seen),
+        )
+        .await
     }
 
     /// The pid, on the host, of the QEMU that runs an Instance.
@@ -206,10 +240,28 @@ impl Story {
         Ok(pids)
     }
 
-    /// The names of all domains on the host.
+    /// The names of all domains on the host, sorted.
     pub fn domains(&self) -> Result<Vec<String>> {
         let listed = self.virsh("list --all --name")?;
-        Ok(listed.split_whitespace().map(str::to_owned).collect())
+        let mut names: Vec<String> = listed.split_whitespace().map(str::to_owned).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// The domain names of all Instances, sorted.
+    pub async fn domains_asked_for(&self) -> Result<Vec<String>> {
+        let instances = self.all().await?;
+        let mut names = instances.iter().map(domain).collect::<Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// Starts a command in a guest, and does not wait for it.
+    pub async fn in_guest(&self, name: &str, command: &str) -> Result<()> {
+        let domain = domain(&self.get(name).await?)?;
+        let call = json!({"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", command]}});
+        self.virsh(&format!("qemu-agent-command {domain} '{call}'"))
+            .map(drop)
     }
 }
 
@@ -253,7 +305,9 @@ pub fn is_ready(instance: &Instance) -> bool {
     status.is_some_and(|s| {
         s.observed_generation == instance.metadata.generation
             && s.conditions.iter().any(|c| {
-                c.type_ == "Ready" && c.status == "True" && c.observed_generation == instance.metadata.generation
+                c.type_ == "Ready"
+                    && c.status == "True"
+                    && c.observed_generation == instance.metadata.generation
             })
     })
 }

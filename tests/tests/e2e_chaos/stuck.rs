@@ -1,1 +1,111 @@
-//! x
+//! A QEMU that does not answer: SIGSTOP, as a hung storage or a debugger would do it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+use virtshell_crds::PowerState;
+
+use crate::story::{Story, begin, blank, is_ready, said, with};
+
+/// How long a stop and a start of another guest takes: both change power state, and end Ready.
+async fn stop_and_start(story: &Story, name: &str) -> Result<Duration> {
+    let began = Instant::now();
+    for power in [PowerState::Stopped, PowerState::Running] {
+        story.edit(name, json!({ "powerState": power })).await?;
+        let arrived = |i: &_| is_ready(i) && power_of(i) == Some(power);
+        story.until(name, "there", arrived).await?;
+    }
+    Ok(began.elapsed())
+}
+
+fn power_of(instance: &virtshell_crds::Instance) -> Option<PowerState> {
+    instance.status.as_ref().and_then(|s| s.power_state)
+}
+
+/// Guards: each call has a deadline and one is in flight per domain; a stuck guest is shown as that, costs others
+/// nothing, and is well again when it answers.
+#[tokio::test]
+async fn a_stuck_qemu_is_shown_and_costs_the_others_nothing() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    for name in ["stuck", "other"] {
+        story.create(name, blank()).await?;
+    }
+    for name in ["stuck", "other"] {
+        story.ready(name).await?;
+    }
+    let alone = stop_and_start(&story, "other").await?;
+    let pid = story.qemu("stuck").await?;
+    story.host().sh(&format!("kill -STOP {pid}"))?;
+    // Something is asked of it, and it does not answer.
+    story.edit("stuck", json!({"powerState": "Paused"})).await?;
+    let (_, seen) = story
+        .until("stuck", "known to be stuck", |i| {
+            said(i, "Ready").starts_with("Unknown GuestStuck")
+        })
+        .await?;
+    ensure!(seen < Duration::from_secs(40), "{seen:?}");
+    let beside = stop_and_start(&story, "other").await?;
+    ensure!(
+        beside < alone * 3 + Duration::from_secs(1),
+        "beside a stuck guest {beside:?}, alone {alone:?}"
+    );
+
+    story.host().sh(&format!("kill -CONT {pid}"))?;
+    story
+        .until("stuck", "paused", |i| {
+            is_ready(i) && power_of(i) == Some(PowerState::Paused)
+        })
+        .await?;
+    ensure!(story.qemu("stuck").await? == pid, "it is the same process");
+    story.end().await
+}
+
+/// Guards: calls that do not come back cannot use up the connections: libvirtd serves five requests of a connection at a
+/// time, so six stuck guests would hang a shared one.
+#[tokio::test]
+async fn six_stuck_at_once_do_not_exhaust_the_connections() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    let stuck: Vec<String> = (0..6).map(|n| format!("stuck-{n}")).collect();
+    for name in stuck.iter().map(String::as_str).chain(["other"]) {
+        story.create(name, with(blank(), json!({}))).await?;
+    }
+    let mut pids = Vec::new();
+    for name in &stuck {
+        story.ready(name).await?;
+        pids.push(story.qemu(name).await?);
+    }
+    story.ready("other").await?;
+    let alone = stop_and_start(&story, "other").await?;
+    story.host().sh(&format!("kill -STOP {}", pids.join(" ")))?;
+    for name in &stuck {
+        story.edit(name, json!({"powerState": "Paused"})).await?;
+    }
+    let first = stop_and_start(&story, "other").await?;
+    for name in &stuck {
+        story
+            .until(name, "known to be stuck", |i| {
+                said(i, "Ready").starts_with("Unknown GuestStuck")
+            })
+            .await?;
+    }
+    let later = stop_and_start(&story, "other").await?;
+    story.host().sh(&format!("kill -CONT {}", pids.join(" ")))?;
+    let bound = alone * 3 + Duration::from_secs(1);
+    ensure!(
+        first < bound && later < bound,
+        "alone {alone:?}, beside six {first:?} and {later:?}"
+    );
+    for name in &stuck {
+        story
+            .until(name, "paused", |i| {
+                is_ready(i) && power_of(i) == Some(PowerState::Paused)
+            })
+            .await?;
+    }
+    story.end().await
+}
