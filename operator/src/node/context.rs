@@ -11,6 +11,7 @@ use virtshell_crds::Instance;
 use virtshell_crds::host::Endpoint;
 use virtshell_crds::instance::{Driver, Timings};
 
+use super::access::ssh;
 use super::connection::Connection;
 use super::events::Tell;
 use super::goal::Offer;
@@ -32,6 +33,8 @@ pub struct Context {
     pub connections: BTreeMap<Driver, Arc<Connection>>,
     /// Images, disks and seeds.
     pub storage: Storage,
+    /// The key that guests trust; absent where none can be made.
+    pub ssh_key: Option<Arc<ssh::Key>>,
     /// The Instances of this host, by uid, as last seen.
     pub instances: Instances,
     /// What this host offers.
@@ -116,6 +119,9 @@ impl Context {
     pub fn forget(&self, uid: &str) {
         locked(&self.records).remove(uid);
         self.guests.stop(uid);
+        if let Some(key) = &self.ssh_key {
+            key.forget(uid);
+        }
         self.instances.remove(uid);
     }
 }

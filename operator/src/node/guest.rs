@@ -36,6 +36,8 @@ pub struct GuestView {
     pub agent: Option<bool>,
     /// When its agent first answered, on this agent's clock.
     pub answered_at: Option<Moment>,
+    /// Since when it is watched in this run, on this agent's clock.
+    pub since: Option<Moment>,
     /// Its interfaces.
     pub interfaces: Vec<GuestInterface>,
 }
@@ -151,7 +153,10 @@ struct Watcher {
 impl Watcher {
     async fn run(self, clock: impl Fn() -> Moment) {
         let began = clock();
-        let mut view = GuestView::default();
+        let mut view = GuestView {
+            since: Some(began),
+            ..GuestView::default()
+        };
         loop {
             view = self.ask(view, &clock).await;
             if self.guests.put(&self.watch, &view) {

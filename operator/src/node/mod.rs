@@ -11,6 +11,7 @@
 //! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known, [`api`] serves
 //! what is not state.
 
+pub mod access;
 pub mod api;
 pub mod applied;
 pub mod backoff;
@@ -41,7 +42,7 @@ pub mod xml;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,7 @@ use virtshell_crds::{host_account, node_manager};
 
 use crate::probes::{Probes, Readiness};
 use crate::{cluster, telemetry};
+use access::ssh;
 use connection::{Connection, Signal};
 use context::{Context, Instances};
 use goal::Offer;
@@ -137,6 +139,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     let data_dir = args.data_dir.clone();
     let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir, options)).await??;
+    let ssh_key = ssh_key(&args.data_dir, &host).await;
     libvirt_ffi::start_event_loop()
         .map_err(|why| anyhow::anyhow!("libvirt's event loop cannot be started: {why}"))?;
     let names = api::Names {
@@ -167,6 +170,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         host: host.clone(),
         connections,
         storage,
+        ssh_key,
         instances: Instances::default(),
         offer: RwLock::new(Offer::default()),
         endpoint: RwLock::new(listening.endpoint()),
@@ -213,6 +217,20 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         ended = serving => ended.context("cannot serve the Node API"),
         asked = telemetry::shutdown_signal() => asked.context("cannot listen for signals"),
+    }
+}
+
+/// The key for guests without an agent. Without it there is one way less into them, and all else works.
+async fn ssh_key(data_dir: &Path, host: &str) -> Option<Arc<ssh::Key>> {
+    let (data_dir, host) = (data_dir.to_owned(), host.to_owned());
+    let made = tokio::task::spawn_blocking(move || ssh::Key::load_or_make(&data_dir, &host)).await;
+    match made {
+        Ok(Ok(key)) => Some(Arc::new(key)),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "no key for SSH into guests: is openssh-client installed?");
+            None
+        }
+        Err(_) => None,
     }
 }
 

@@ -315,11 +315,20 @@ impl Performer<'_> {
         };
         Ok(Seed {
             hostname: goal.hostname.clone(),
-            ssh_key: goal.ssh_key.clone(),
+            ssh_key: self.ssh_keys(machine),
             timezone: goal.timezone.clone(),
             user_data,
             network_data: goal.network_data.clone(),
         })
+    }
+
+    /// The image's keys, and this agent's for guests that SSH may be the only way into.
+    fn ssh_keys(&self, machine: &Machine) -> String {
+        let mut keys = machine.seed.ssh_key.clone();
+        if let Some(key) = self.context.ssh_key.as_ref().filter(|_| machine.has_agent()) {
+            keys.extend(["\n", key.public()]);
+        }
+        keys
     }
 
     async fn secret(&self, name: &str, key: &str) -> Result<String, PerformError> {

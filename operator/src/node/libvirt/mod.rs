@@ -2,6 +2,7 @@
 //!
 //! Every call here blocks, some for as long as a guest likes; [`super::connection`] runs them with deadlines.
 
+mod agent;
 mod change;
 mod files;
 mod guest;
@@ -102,9 +103,10 @@ fn libvirt_error(error: &Error) -> LibvirtError {
         sys::VIR_ERR_NO_DOMAIN_METADATA => LibvirtErrorKind::NoMetadata,
         sys::VIR_ERR_NO_NETWORK => LibvirtErrorKind::NoNetwork,
         sys::VIR_ERR_OPERATION_INVALID => LibvirtErrorKind::WrongState,
-        sys::VIR_ERR_AGENT_UNRESPONSIVE | sys::VIR_ERR_AGENT_UNSYNCED | sys::VIR_ERR_OPERATION_TIMEOUT => {
-            LibvirtErrorKind::AgentSilent
-        }
+        sys::VIR_ERR_AGENT_UNRESPONSIVE
+        | sys::VIR_ERR_AGENT_UNSYNCED
+        | sys::VIR_ERR_AGENT_COMMAND_TIMEOUT
+        | sys::VIR_ERR_OPERATION_TIMEOUT => LibvirtErrorKind::AgentSilent,
         sys::VIR_ERR_XML_ERROR
         | sys::VIR_ERR_XML_DETAIL
         | sys::VIR_ERR_XML_INVALID_SCHEMA
