@@ -1,6 +1,7 @@
 //! What every part of the agent shares: the cluster, the hypervisors, the storage, and what is remembered.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -132,13 +133,27 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The Instances of this host, by uid, as last seen.
 #[derive(Default)]
-pub struct Instances(RwLock<HashMap<String, Arc<Instance>>>);
+pub struct Instances {
+    by_uid: RwLock<HashMap<String, Arc<Instance>>>,
+    listed: AtomicBool,
+}
 
 impl Instances {
+    /// Whether all of them were seen once: before that, one that is not here may well be there.
+    #[must_use]
+    pub fn listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    /// All of them have been seen.
+    pub fn set_listed(&self) {
+        self.listed.store(true, Ordering::Release);
+    }
+
     /// An Instance.
     #[must_use]
     pub fn get(&self, uid: &str) -> Option<Arc<Instance>> {
-        self.0
+        self.by_uid
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(uid)
@@ -159,7 +174,7 @@ impl Instances {
     /// All of them.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Instance>> {
-        self.0
+        self.by_uid
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .values()
@@ -172,7 +187,7 @@ impl Instances {
     /// Our own writes answer before the watch shows them, and what the watch shows may be older.
     pub fn put(&self, instance: Instance) -> Option<Arc<Instance>> {
         let uid = instance.uid()?;
-        let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
         let old = map.get(&uid).cloned();
         if old
             .as_deref()
@@ -185,13 +200,16 @@ impl Instances {
 
     /// Takes it out.
     pub fn remove(&self, uid: &str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        self.by_uid
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(uid);
     }
 
     /// The uids that are not among these.
     #[must_use]
     pub fn beside(&self, uids: &HashSet<String>) -> Vec<String> {
-        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let map = self.by_uid.read().unwrap_or_else(PoisonError::into_inner);
         map.keys().filter(|uid| !uids.contains(*uid)).cloned().collect()
     }
 }

@@ -20,6 +20,11 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Ended {
+    reason: String,
+}
+
 /// The agent's metrics. Cheap to clone: clones share them.
 #[derive(Clone)]
 pub struct Metrics(Arc<Inner>);
@@ -30,6 +35,8 @@ struct Inner {
     calls: Family<Call, Histogram>,
     queue: Gauge,
     writes: Counter,
+    commands: Gauge,
+    results: Family<Ended, Counter>,
 }
 
 /// From a quarter of a millisecond to 8 s.
@@ -46,6 +53,8 @@ impl Metrics {
             calls: Family::new_with_constructor(seconds as fn() -> Histogram),
             queue: Gauge::default(),
             writes: Counter::default(),
+            commands: Gauge::default(),
+            results: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("virtshell_node");
         registry.register(
@@ -73,6 +82,16 @@ impl Metrics {
             "Writes to the status of Instances",
             inner.writes.clone(),
         );
+        registry.register(
+            "guest_commands",
+            "Parts of tasks that run in guests now",
+            inner.commands.clone(),
+        );
+        registry.register(
+            "task_results",
+            "Parts of tasks that ended, by reason; no reason is success",
+            inner.results.clone(),
+        );
         Self(Arc::new(inner))
     }
 
@@ -95,6 +114,17 @@ impl Metrics {
     /// The queue has this length.
     pub fn queue_length(&self, length: usize) {
         self.0.queue.set(i64::try_from(length).unwrap_or(i64::MAX));
+    }
+
+    /// So many parts of tasks run in guests.
+    pub fn commands_running(&self, count: usize) {
+        self.0.commands.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A part of a task ended for this reason.
+    pub fn task_ended(&self, reason: &str) {
+        let reason = reason.to_owned();
+        self.0.results.get_or_create(&Ended { reason }).inc();
     }
 
     /// The status of an Instance was written.

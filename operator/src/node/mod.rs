@@ -7,9 +7,9 @@
 //! ```
 //!
 //! [`reconcile`] is the loop: it observes, asks [`plan`](mod@plan) what to do for the [`goal`](mod@goal), performs it step by
-//! step ([`perform`]) and reports ([`report`]). [`connection`] keeps each libvirt connected and its calls bounded,
-//! [`guest`] listens to guests in the background, [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known, [`api`] serves
-//! what is not state.
+//! step ([`perform`]) and reports ([`report`]). [`connection`] keeps each libvirt connected and its calls bounded.
+//! [`guest`] listens to guests in the background, [`access`] leads into them, [`tasks`] runs there what was assigned.
+//! [`host`] keeps the Host, [`lease`] and [`token`] keep the agent known, [`api`] serves what is not state.
 
 pub mod access;
 pub mod api;
@@ -36,6 +36,7 @@ pub mod queue;
 pub mod reconcile;
 pub mod report;
 pub mod storage;
+pub mod tasks;
 pub mod token;
 pub mod watch;
 pub mod xml;
@@ -265,6 +266,7 @@ async fn work(
     tokio::join!(
         host::follow(Arc::clone(&context), Arc::clone(&look)),
         host::run(Arc::clone(&context), machine, look),
+        tasks::run(Arc::clone(&context)),
         watch::run(context, ready),
         reconciles
     );

@@ -31,6 +31,7 @@ pub async fn run(context: Arc<Context>, ready: impl Fn()) {
                 for gone in context.instances.beside(&listed) {
                     context.forget(&gone);
                 }
+                context.instances.set_listed();
                 ready();
             }
             Ok(Some(Event::Apply(guarded))) => changed(&context, guarded),
