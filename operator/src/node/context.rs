@@ -163,7 +163,7 @@ impl Instances {
     /// The Instance of that name. At most a few hundred are on one host.
     #[must_use]
     pub fn named(&self, namespace: &str, name: &str) -> Option<Arc<Instance>> {
-        let map = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let map = self.by_uid.read().unwrap_or_else(PoisonError::into_inner);
         let found = map.values().find(|instance| {
             let of = &instance.metadata;
             of.name.as_deref() == Some(name) && of.namespace.as_deref() == Some(namespace)

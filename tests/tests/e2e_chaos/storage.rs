@@ -37,10 +37,14 @@ async fn remove_image(story: &Story, name: &str) -> Result<()> {
 /// Guards: content that is not what was announced is never booted, and never put into the cache.
 #[tokio::test]
 async fn an_image_with_another_checksum_is_refused_and_named() -> Result<()> {
-    let Some(story) = begin().await? else { return Ok(()) };
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
     let sum = "0".repeat(64);
     image(&story, "wrong", json!({ "sha256": sum })).await?;
-    story.create("wrong", with(guest(), json!({"image": "wrong"}))).await?;
+    story
+        .create("wrong", with(guest(), json!({"image": "wrong"})))
+        .await?;
     let refused = |i: &_| said(i, "ImageReady").starts_with("False ");
     let (instance, _) = story.until("wrong", "refused", refused).await?;
     let why = said(&instance, "ImageReady");
@@ -60,14 +64,18 @@ fn host_says(host: &Host, type_: &str) -> String {
     conditions
         .into_iter()
         .find(|c| c.type_ == type_)
-        .map_or_else(String::new, |c| format!("{} {}: {}", c.status, c.reason, c.message))
+        .map_or_else(String::new, |c| {
+            format!("{} {}: {}", c.status, c.reason, c.message)
+        })
 }
 
 /// Guards: what does not fit is refused before it is begun, nothing that is there is lost for it, a guest that QEMU
 /// suspended for want of room is shown as that and goes on only when there is room.
 #[tokio::test]
 async fn a_full_disk_is_told_nothing_is_lost_and_room_heals() -> Result<()> {
-    let Some(mut story) = begin().await? else { return Ok(()) };
+    let Some(mut story) = begin().await? else {
+        return Ok(());
+    };
     story.farm.add(TIGHT, Some(TIGHT_MIB)).await?;
     let told = full_disk(&story).await;
     if told.is_ok() {
@@ -97,11 +105,18 @@ async fn full_disk(story: &Story) -> Result<()> {
         })
         .await?;
     story.create("late", here(guest())).await?;
-    let refused = |i: &_| said(i, "Scheduled").starts_with("False") || said(i, "ImageReady").starts_with("False");
+    let refused =
+        |i: &_| said(i, "Scheduled").starts_with("False") || said(i, "ImageReady").starts_with("False");
     let (late, _) = story.until("late", "refused", refused).await?;
     let why = said(&late, "Scheduled") + &said(&late, "ImageReady");
-    ensure!(why.to_lowercase().contains("room") || why.contains("full"), "{why}");
-    ensure!(is_ready(&story.get("writer").await?), "the one that was there is well");
+    ensure!(
+        why.to_lowercase().contains("room") || why.contains("full"),
+        "{why}"
+    );
+    ensure!(
+        is_ready(&story.get("writer").await?),
+        "the one that was there is well"
+    );
 
     // Now really full, and the guest writes.
     tight.sh(&format!("fallocate -l $(({free} + 0))M /srv/virtshell/filler2 || dd if=/dev/zero of=/srv/virtshell/filler2 bs=1M 2>/dev/null || true"))?;
@@ -114,14 +129,23 @@ async fn full_disk(story: &Story) -> Result<()> {
             said(i, "Ready").starts_with("False StorageFailed")
         })
         .await?;
-    ensure!(said(&paused, "Ready").contains("room"), "{}", said(&paused, "Ready"));
+    ensure!(
+        said(&paused, "Ready").contains("room"),
+        "{}",
+        said(&paused, "Ready")
+    );
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    ensure!(tight.sh(&format!("virsh -q domstate {domain}"))? == "paused", "it is not resumed into a full disk");
+    ensure!(
+        tight.sh(&format!("virsh -q domstate {domain}"))? == "paused",
+        "it is not resumed into a full disk"
+    );
 
     // Room again: everything heals without a hand.
     tight.sh("rm /srv/virtshell/filler /srv/virtshell/filler2")?;
     story
-        .host_until(TIGHT, "healthy", |h| host_says(h, "StorageHealthy").starts_with("True"))
+        .host_until(TIGHT, "healthy", |h| {
+            host_says(h, "StorageHealthy").starts_with("True")
+        })
         .await?;
     story.ready("writer").await?;
     story.ready("late").await?;
