@@ -490,7 +490,7 @@ impl Context {
         }
     }
 
-    /// A TaskAssignment changed.
+    /// A `TaskAssignment` changed.
     pub fn assignment_changed(&self, change: &Change<TaskAssignment>) {
         let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
             return;

@@ -1,9 +1,9 @@
 //! The connections to one libvirt, kept alive, and the bounded way to call it.
 //!
 //! libvirtd serves five requests of one client connection at a time, so five guests that do not respond would hang a
-//! shared one. Hence several lines: one for reads and events, two for changes, one for guest agents, one for what callers of
-//! the Node API ask; each has four calls in flight at most. A call past its deadline keeps its thread and its place until libvirt answers; its domain takes no
-//! further call meanwhile, and a line that lost half of its places is opened anew.
+//! shared one. Hence a line of its own for every kind of call ([`Lane`]), each with four calls in flight at most. A call
+//! past its deadline keeps its thread and its place until libvirt answers; its domain takes no further call of that kind
+//! meanwhile, and a line that lost half of its places is opened anew.
 //!
 //! ```text
 //! connecting --opened, subscribed--> up --closed, or a call found it dead--> connecting (after a pause)
@@ -37,11 +37,26 @@ pub enum Lane {
     Read,
     /// Changes.
     Act,
+    /// Power off, which frees the calls that a guest holds up: it must not wait behind them.
+    Kill,
     /// What the guest must answer.
     Agent,
+    /// Whether the guest's QEMU responds.
+    Probe,
     /// What somebody wants to know at this moment: however often and of whichever guest, it must not delay the rest.
     Live,
 }
+
+/// The lines of a connection.
+const LINES: [Lane; 7] = [
+    Lane::Read,
+    Lane::Act,
+    Lane::Act,
+    Lane::Kill,
+    Lane::Agent,
+    Lane::Probe,
+    Lane::Live,
+];
 
 /// What the holder of a connection hears.
 #[derive(Clone, Debug)]
@@ -54,7 +69,7 @@ pub enum Signal {
     Down,
     /// libvirt told something.
     Notice(Notice),
-    /// A call that was given up has come back: its domain can be asked again.
+    /// A call that was given up has come back: this domain can be asked again.
     Unstuck(String),
 }
 
@@ -70,10 +85,8 @@ pub struct Connection {
 
 struct Up {
     facts: Facts,
-    read: Arc<Line>,
-    act: [Arc<Line>; 2],
-    agent: Arc<Line>,
-    live: Arc<Line>,
+    lines: Vec<(Lane, Arc<Line>)>,
+    /// Holds the events of the first line.
     _subscription: Subscription,
 }
 
@@ -191,7 +204,15 @@ impl Connection {
                 Link::open(&self.uri)
             }
         };
-        let (first, second, agent, live) = (another()?, another()?, another()?, another()?);
+        let mut lines = Vec::with_capacity(LINES.len());
+        for lane in LINES {
+            let link = if lane == Lane::Read {
+                read.clone()
+            } else {
+                another()?
+            };
+            lines.push((lane, Line::new(link)));
+        }
         let weak = Arc::downgrade(self);
         let subscription = read.subscribe(move |notice| {
             let Some(this) = weak.upgrade() else { return };
@@ -202,10 +223,7 @@ impl Connection {
         })?;
         Ok(Up {
             facts: read.facts()?,
-            read: Line::new(read),
-            act: [Line::new(first), Line::new(second)],
-            agent: Line::new(agent),
-            live: Line::new(live),
+            lines,
             _subscription: subscription,
         })
     }
@@ -214,7 +232,7 @@ impl Connection {
     async fn until_broken(&self) {
         loop {
             self.broken.notified().await;
-            let link = self.read_up().as_ref().map(|up| up.read.link.clone());
+            let link = self.read_up().as_ref().map(|up| up.lines[0].1.link.clone());
             let Some(link) = link else { return };
             let asked = tokio::task::spawn_blocking(move || link.is_alive());
             if !matches!(tokio::time::timeout(OPEN_DEADLINE, asked).await, Ok(Ok(true))) {
@@ -233,12 +251,19 @@ impl Connection {
     fn line(&self, lane: Lane, domain: &str) -> Result<Arc<Line>, HypervisorError> {
         let up = self.read_up();
         let up = up.as_ref().ok_or_else(|| self.disconnected())?;
-        Ok(Arc::clone(match lane {
-            Lane::Read => &up.read,
-            Lane::Act => &up.act[usize::from(domain.bytes().fold(0u8, u8::wrapping_add)) % up.act.len()],
-            Lane::Agent => &up.agent,
-            Lane::Live => &up.live,
-        }))
+        let lines: Vec<_> = up.lines.iter().filter(|(of, _)| *of == lane).collect();
+        let spread = usize::from(domain.bytes().fold(0u8, u8::wrapping_add));
+        let (_, line) = lines[spread % lines.len()];
+        Ok(Arc::clone(line))
+    }
+
+    /// Whether a call for this domain that its QEMU must answer has not come back.
+    #[must_use]
+    pub fn is_stuck(&self, domain: &str) -> bool {
+        let stuck = lock(&self.stuck);
+        [Lane::Act, Lane::Probe]
+            .iter()
+            .any(|lane| stuck.contains(&key(*lane, domain)))
     }
 
     /// Makes one call for one domain.
@@ -254,13 +279,7 @@ impl Connection {
         deadline: Duration,
         call: impl FnOnce(&Link) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, HypervisorError> {
-        // A silent guest agent says nothing about the hypervisor, and no caller's curiosity may get a guest called stuck:
-        // these calls are counted apart.
-        let key = match lane {
-            Lane::Agent => format!("agent/{domain}"),
-            Lane::Live => format!("live/{domain}"),
-            Lane::Read | Lane::Act => domain.to_owned(),
-        };
+        let key = key(lane, domain);
         if lock(&self.stuck).contains(&key) {
             return Err(HypervisorError::Stuck {
                 domain: domain.to_owned(),
@@ -323,14 +342,8 @@ impl Connection {
             let Ok(link) = Link::open(&this.uri) else { return };
             let mut up = this.up.write().unwrap_or_else(PoisonError::into_inner);
             let Some(up) = up.as_mut() else { return };
-            for place in [&mut up.read, &mut up.agent, &mut up.live]
-                .into_iter()
-                .chain(&mut up.act)
-            {
-                if Arc::ptr_eq(place, &old) {
-                    *place = Line::new(link);
-                    return;
-                }
+            if let Some((_, line)) = up.lines.iter_mut().find(|(_, line)| Arc::ptr_eq(line, &old)) {
+                *line = Line::new(link);
             }
         });
     }
@@ -351,9 +364,16 @@ impl Drop for Ending {
             stuck.remove(&self.key)
         };
         if was_stuck {
-            (self.connection.signals)(Signal::Unstuck(self.key.clone()));
+            let domain = self.key.rsplit('/').next().unwrap_or_default();
+            (self.connection.signals)(Signal::Unstuck(domain.to_owned()));
         }
     }
+}
+
+/// A silent guest agent says nothing about the hypervisor, and a change that hangs nothing about what libvirt knows by
+/// itself: calls are counted apart.
+fn key(lane: Lane, domain: &str) -> String {
+    format!("{lane:?}/{domain}")
 }
 
 fn lock(set: &Mutex<HashSet<String>>) -> std::sync::MutexGuard<'_, HashSet<String>> {

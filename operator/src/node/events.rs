@@ -4,6 +4,7 @@ use kube::Resource;
 use kube::runtime::events::{Event, EventType};
 use virtshell_crds::Instance;
 
+use super::backoff;
 use super::context::Context;
 use super::observed::DomainState;
 use super::plan::{Action, Change, Device};
@@ -157,12 +158,29 @@ fn describe(change: &Change) -> String {
     }
 }
 
-/// Writes the Event beside the work: nobody waits for it, and losing one loses nothing else.
+/// How often an Event is tried to be written: for about five minutes.
+const TRIES: u32 = 9;
+
+/// Writes the Event beside the work: nobody waits for it. Guests are repaired while the API server is away, and that is
+/// told when it is back, unless that takes too long.
 pub fn told(context: &Context, instance: &Instance, tell: &Tell) {
     let (recorder, reference, event) = (context.recorder.clone(), instance.object_ref(&()), tell.event());
     tokio::spawn(async move {
-        if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::debug!(reason = event.reason, %error, "an Event was not written");
+        for attempt in 0..TRIES {
+            let Err(error) = recorder.publish(&event, &reference).await else {
+                return;
+            };
+            tracing::debug!(reason = event.reason, %error, attempt, "an Event was not written");
+            // What the API server itself refuses it will refuse again.
+            if matches!(&error, kube::Error::Api(answer) if (400..500).contains(&answer.code) && answer.code != 429)
+            {
+                return;
+            }
+            tokio::time::sleep(backoff::pause(
+                attempt,
+                reference.uid.as_deref().unwrap_or_default(),
+            ))
+            .await;
         }
     });
 }

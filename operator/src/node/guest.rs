@@ -23,7 +23,9 @@ const BOOT: Duration = Duration::from_mins(2);
 /// How often a guest is asked that has not said everything by then.
 const WHILE_SILENT: Duration = Duration::from_secs(10);
 /// How often a guest is asked that has said everything: addresses change without an event.
-const WHEN_SETTLED: Duration = Duration::from_secs(30);
+const WHEN_SETTLED: Duration = Duration::from_secs(20);
+/// How often a guest's QEMU is asked for a sign of life.
+const PROBE: Duration = Duration::from_secs(10);
 /// How long the agent may take to answer.
 const AGENT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long libvirt may take to answer for itself.
@@ -157,7 +159,12 @@ impl Watcher {
             since: Some(began),
             ..GuestView::default()
         };
+        let mut probed = began;
         loop {
+            if clock() >= probed + PROBE {
+                probed = clock();
+                self.probe().await;
+            }
             view = self.ask(view, &clock).await;
             if self.guests.put(&self.watch, &view) {
                 self.requests.now(&self.watch.uid);
@@ -173,6 +180,16 @@ impl Watcher {
                 () = tokio::time::sleep(pause) => {}
                 () = self.poke.notified() => {}
             }
+        }
+    }
+
+    /// Asks QEMU itself, which a guest that hangs does not hinder. A silent one is known as stuck to its connection.
+    async fn probe(&self) {
+        let answer = self
+            .call(Lane::Probe, "get a sign of life from", READ_DEADLINE, Link::probe)
+            .await;
+        if matches!(answer, Err(HypervisorError::TimedOut { .. })) {
+            self.requests.now(&self.watch.uid);
         }
     }
 

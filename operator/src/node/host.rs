@@ -29,6 +29,7 @@ use super::goal::{DomainType, Offer};
 use super::libvirt::{Facts, Link, Listed};
 use super::storage::Room;
 use super::storage::kvm_probe::KvmSupport;
+use crate::probes::Readiness;
 use crate::status::{apply, differs};
 
 /// How often the machine is looked at when nothing asks for it.
@@ -108,8 +109,12 @@ fn domain_type(driver: Driver, hypervisor: &str, machine: &Machine) -> Result<Do
 }
 
 /// Keeps the Host up to date until the process ends; `look` asks for a look.
-pub async fn run(context: Arc<Context>, machine: Machine, look: Arc<Notify>) {
+///
+/// The agent is ready while it knows its Instances and one libvirt answers.
+pub async fn run(context: Arc<Context>, machine: Machine, look: Arc<Notify>, readiness: Readiness) {
     loop {
+        let serves = context.connections.values().any(|c| c.facts().is_some());
+        readiness.set(context.instances.listed() && serves);
         if let Err(error) = once(&context, &machine).await {
             tracing::warn!(host.name = context.host, %error, "the Host cannot be written");
         }

@@ -251,11 +251,6 @@ async fn work(
         }
     };
     let _ = tokio::time::timeout(FIRST_CONNECTION, up).await;
-    let listed = Arc::clone(&context);
-    let ready = move || {
-        let serves = listed.connections.values().any(|c| c.facts().is_some());
-        readiness.set(serves);
-    };
     let reconciles = {
         let context = Arc::clone(&context);
         let metrics = context.metrics.clone();
@@ -265,9 +260,9 @@ async fn work(
     };
     tokio::join!(
         host::follow(Arc::clone(&context), Arc::clone(&look)),
-        host::run(Arc::clone(&context), machine, look),
+        host::run(Arc::clone(&context), machine, Arc::clone(&look), readiness),
         tasks::run(Arc::clone(&context)),
-        watch::run(context, ready),
+        watch::run(context, look),
         reconciles
     );
 }

@@ -164,7 +164,8 @@ impl Performer<'_> {
             Action::Ask { agent } => self.ask(*agent, record).await?,
             Action::Destroy => {
                 record.expected_off = true;
-                self.call("power off", DESTROY_DEADLINE, Link::destroy).await?;
+                self.call_on(Lane::Kill, "power off", DESTROY_DEADLINE, Link::destroy)
+                    .await?;
             }
             Action::Undefine => self.call("undefine", CHANGE_DEADLINE, Link::undefine).await?,
             Action::Change(change) => self.change(change, record).await?,
@@ -187,11 +188,19 @@ impl Performer<'_> {
         deadline: Duration,
         call: impl FnOnce(&Link, &str) -> Result<(), HypervisorError> + Send + 'static,
     ) -> Result<(), HypervisorError> {
+        self.call_on(Lane::Act, what, deadline, call).await
+    }
+
+    async fn call_on(
+        &self,
+        lane: Lane,
+        what: &'static str,
+        deadline: Duration,
+        call: impl FnOnce(&Link, &str) -> Result<(), HypervisorError> + Send + 'static,
+    ) -> Result<(), HypervisorError> {
         let uuid = self.uuid.clone();
         self.connection
-            .call(Lane::Act, &self.id.uid, what, deadline, move |link| {
-                call(link, &uuid)
-            })
+            .call(lane, &self.id.uid, what, deadline, move |link| call(link, &uuid))
             .await
     }
 

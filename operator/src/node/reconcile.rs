@@ -18,6 +18,7 @@ use super::context::{Context, Record};
 use super::events::{Tell, told};
 use super::goal::{Goal, Machine, NoGoal, goal};
 use super::guest::Watch;
+use super::hypervisor::HypervisorError;
 use super::metadata::differing;
 use super::observed::{DomainState, Files, Observed, OurDomain, PausedBy, Power};
 use super::perform::{PerformError, Performer, image_key};
@@ -308,13 +309,20 @@ impl Look<'_> {
         let Goal::Present(machine) = goal else {
             return (Some(RESYNC), None);
         };
+        if connection.is_stuck(&machine.id.uid) {
+            let stuck = HypervisorError::Stuck {
+                domain: machine.id.domain_name.clone(),
+            };
+            return self.failed(goal, Some(seen), &stuck.into(), record).await;
+        }
         record.failures = 0;
         record.told.clear();
         // A stop that was asked for and taken back is over: the next one has its own deadline.
         record.memory.asked = None;
-        record.expected_off = false;
         match &seen.domain {
             DomainState::Ours(domain) if domain.power == Power::Running => {
+                // Until it runs again, its end was our own doing.
+                record.expected_off = false;
                 self.watch(machine, domain, connection, record);
             }
             DomainState::Ours(_) | DomainState::Absent | DomainState::Foreign { .. } => {

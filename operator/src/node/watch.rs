@@ -10,12 +10,29 @@ use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Resource, ResourceExt};
+use tokio::sync::Notify;
 use virtshell_crds::{Instance, condition};
 
 use super::context::Context;
 
-/// Follows them until the process ends. Errors back off inside the stream.
-pub async fn run(context: Arc<Context>, ready: impl Fn()) {
+/// How long a watch is believed before everything is listed again, should it have lost something.
+const BELIEVED: Duration = Duration::from_mins(30);
+
+/// Follows them until the process ends.
+pub async fn run(context: Arc<Context>, look: Arc<Notify>) {
+    loop {
+        // Hosts that started together do not list together.
+        let spread = context
+            .host
+            .bytes()
+            .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+        let believed = BELIEVED.mul_f64(1.0 + f64::from(spread % 256) / 512.0);
+        let _ = tokio::time::timeout(believed, follow(&context, &look)).await;
+    }
+}
+
+/// One watch, with a list of everything first. Errors back off inside the stream.
+async fn follow(context: &Context, look: &Notify) {
     let api: Api<DeserializeGuard<Instance>> = Api::all(context.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.host={}", context.host));
     let mut listed = HashSet::new();
@@ -25,16 +42,16 @@ pub async fn run(context: Arc<Context>, ready: impl Fn()) {
             Ok(Some(Event::Init)) => listed.clear(),
             Ok(Some(Event::InitApply(guarded))) => {
                 listed.extend(guarded.meta().uid.clone());
-                changed(&context, guarded);
+                changed(context, guarded);
             }
             Ok(Some(Event::InitDone)) => {
                 for gone in context.instances.beside(&listed) {
                     context.forget(&gone);
                 }
                 context.instances.set_listed();
-                ready();
+                look.notify_one();
             }
-            Ok(Some(Event::Apply(guarded))) => changed(&context, guarded),
+            Ok(Some(Event::Apply(guarded))) => changed(context, guarded),
             Ok(Some(Event::Delete(guarded))) => {
                 // It left the selection: deleted, or bound elsewhere. The domain, if one is left, shows up as an orphan.
                 if let Some(uid) = &guarded.meta().uid {

@@ -199,6 +199,12 @@ impl Link {
             .map(Some)
     }
 
+    /// A question that QEMU's monitor must answer, and that costs little.
+    pub fn probe(&self, uuid: &str) -> Answer<()> {
+        let answered = self.domain(uuid)?.memory_stats(0);
+        self.done("get a sign of life from", uuid, answered)
+    }
+
     /// All domains.
     pub fn list(&self) -> Answer<Vec<Listed>> {
         let domains = self
