@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use k8s_openapi::jiff::Timestamp;
@@ -15,7 +15,7 @@ use virtshell_crds::instance::{Driver, Timings};
 use super::access::ssh;
 use super::connection::Connection;
 use super::events::Tell;
-use super::goal::Offer;
+use super::goal::{Offer, macs};
 use super::guest::Guests;
 use super::metrics::Metrics;
 use super::observed::{Memory, Moment};
@@ -134,8 +134,39 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The Instances of this host, by uid, as last seen.
 #[derive(Default)]
 pub struct Instances {
-    by_uid: RwLock<HashMap<String, Arc<Instance>>>,
+    index: RwLock<Index>,
     listed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Index {
+    by_uid: HashMap<String, Arc<Instance>>,
+    /// uids by MAC address.
+    by_mac: HashMap<String, HashSet<String>>,
+}
+
+impl Index {
+    fn put(&mut self, uid: String, instance: Instance) {
+        self.remove(&uid);
+        for mac in macs(&instance) {
+            self.by_mac.entry(mac).or_default().insert(uid.clone());
+        }
+        self.by_uid.insert(uid, Arc::new(instance));
+    }
+
+    fn remove(&mut self, uid: &str) {
+        let Some(old) = self.by_uid.remove(uid) else {
+            return;
+        };
+        for mac in macs(&old) {
+            if let Some(uids) = self.by_mac.get_mut(&mac) {
+                uids.remove(uid);
+                if uids.is_empty() {
+                    self.by_mac.remove(&mac);
+                }
+            }
+        }
+    }
 }
 
 impl Instances {
@@ -150,36 +181,48 @@ impl Instances {
         self.listed.store(true, Ordering::Release);
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// An Instance.
     #[must_use]
     pub fn get(&self, uid: &str) -> Option<Arc<Instance>> {
-        self.by_uid
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(uid)
-            .cloned()
+        self.read().by_uid.get(uid).cloned()
     }
 
     /// The Instance of that name. At most a few hundred are on one host.
     #[must_use]
     pub fn named(&self, namespace: &str, name: &str) -> Option<Arc<Instance>> {
-        let map = self.by_uid.read().unwrap_or_else(PoisonError::into_inner);
-        let found = map.values().find(|instance| {
+        let index = self.read();
+        let found = index.by_uid.values().find(|instance| {
             let of = &instance.metadata;
             of.name.as_deref() == Some(name) && of.namespace.as_deref() == Some(namespace)
         });
         found.cloned()
     }
 
+    /// Others that have a MAC address of this one, with the address.
+    #[must_use]
+    pub fn with_macs_of(&self, instance: &Instance) -> Vec<(String, Arc<Instance>)> {
+        let index = self.read();
+        let mut found = Vec::new();
+        for mac in macs(instance) {
+            let uids = index.by_mac.get(&mac).into_iter().flatten();
+            let others = uids.filter(|uid| instance.metadata.uid.as_ref() != Some(uid));
+            found.extend(others.filter_map(|uid| Some((mac.clone(), index.by_uid.get(uid)?.clone()))));
+        }
+        found
+    }
+
     /// All of them.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Instance>> {
-        self.by_uid
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        self.read().by_uid.values().cloned().collect()
     }
 
     /// Puts a version of an Instance, unless a newer one is there; returns the one that was replaced.
@@ -187,30 +230,32 @@ impl Instances {
     /// Our own writes answer before the watch shows them, and what the watch shows may be older.
     pub fn put(&self, instance: Instance) -> Option<Arc<Instance>> {
         let uid = instance.uid()?;
-        let mut map = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
-        let old = map.get(&uid).cloned();
+        let mut index = self.write();
+        let old = index.by_uid.get(&uid).cloned();
         if old
             .as_deref()
             .is_none_or(|old| version(old) <= version(&instance))
         {
-            map.insert(uid, Arc::new(instance));
+            index.put(uid, instance);
         }
         old
     }
 
     /// Takes it out.
     pub fn remove(&self, uid: &str) {
-        self.by_uid
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(uid);
+        self.write().remove(uid);
     }
 
     /// The uids that are not among these.
     #[must_use]
     pub fn beside(&self, uids: &HashSet<String>) -> Vec<String> {
-        let map = self.by_uid.read().unwrap_or_else(PoisonError::into_inner);
-        map.keys().filter(|uid| !uids.contains(*uid)).cloned().collect()
+        let index = self.read();
+        index
+            .by_uid
+            .keys()
+            .filter(|uid| !uids.contains(*uid))
+            .cloned()
+            .collect()
     }
 }
 
@@ -220,4 +265,65 @@ fn version(instance: &Instance) -> u64 {
         .resource_version()
         .and_then(|v| v.parse().ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::goal::refuse_duplicate_macs;
+    use super::*;
+
+    fn instance(uid: &str, created: &str, macs: &[&str]) -> Instance {
+        let interfaces: Vec<_> = macs
+            .iter()
+            .enumerate()
+            .map(|(n, mac)| json!({"name": format!("eth{n}"), "network": "default", "mac": mac}))
+            .collect();
+        serde_json::from_value(json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance",
+            "metadata": {"name": uid, "namespace": "n", "uid": uid, "creationTimestamp": created},
+            "spec": {"interfaces": interfaces},
+        }))
+        .unwrap()
+    }
+
+    fn refusal(all: &Instances, of: &Instance) -> Option<String> {
+        let others = all.with_macs_of(of);
+        let others = others.iter().map(|(mac, other)| (mac.clone(), &**other));
+        refuse_duplicate_macs(of, others).err().map(|why| why.to_string())
+    }
+
+    #[test]
+    fn a_mac_address_belongs_to_the_instance_that_came_first() {
+        let all = Instances::default();
+        let first = instance("a", "2026-11-21T10:00:00Z", &["52:54:00:AA:00:01"]);
+        let second = instance(
+            "b",
+            "2026-11-21T10:00:01Z",
+            &["52:54:00:aa:00:01", "52:54:00:aa:00:02"],
+        );
+        for one in [&first, &second] {
+            all.put(one.clone());
+        }
+        assert_eq!(refusal(&all, &first), None);
+        let why = refusal(&all, &second).unwrap();
+        assert!(why.contains("52:54:00:aa:00:01 is that of n/a"), "{why}");
+        all.remove("a");
+        assert_eq!(refusal(&all, &second), None, "until it is gone");
+        all.put(first);
+        all.put(instance("b", "2026-11-21T10:00:01Z", &["52:54:00:aa:00:02"]));
+        assert!(
+            all.with_macs_of(all.get("a").as_ref().unwrap()).is_empty(),
+            "or has another"
+        );
+        let twice = instance(
+            "c",
+            "2026-11-21T10:00:02Z",
+            &["52:54:00:aa:00:03", "52:54:00:AA:00:03"],
+        );
+        assert!(refusal(&all, &twice).unwrap().contains("given twice"));
+        let derived = instance("d", "2026-11-21T10:00:03Z", &[]);
+        assert_eq!(refusal(&all, &derived), None);
+    }
 }

@@ -25,6 +25,17 @@ pub enum Goal {
     Gone(Removal),
 }
 
+impl Goal {
+    /// The domain in full, unless there is to be none.
+    #[must_use]
+    pub fn machine(&self) -> Option<&Machine> {
+        match self {
+            Self::Present(machine) => Some(machine),
+            Self::Gone(_) => None,
+        }
+    }
+}
+
 /// Who an Instance is, in Kubernetes and in libvirt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -419,6 +430,55 @@ fn interfaces(interfaces: &[Interface], uid: &str, offer: &Offer) -> Vec<Machine
                 .map_or_else(|| mac(uid, &i.name), |mac| mac.to_lowercase()),
         })
         .collect()
+}
+
+/// The MAC addresses of an Instance's interfaces, lower case, given or derived.
+#[must_use]
+pub fn macs(instance: &Instance) -> Vec<String> {
+    let uid = instance.metadata.uid.as_deref().unwrap_or_default();
+    let given = instance.spec.interfaces.iter();
+    let list: Vec<String> = given
+        .map(|i| {
+            i.mac
+                .as_ref()
+                .map_or_else(|| mac(uid, &i.name), |mac| mac.to_lowercase())
+        })
+        .collect();
+    if list.is_empty() {
+        return vec![default_interface(uid).mac];
+    }
+    list
+}
+
+/// Two interfaces of one host must not have the same MAC address: the Instance that came later is refused. `others` are
+/// those that have one of its addresses.
+pub fn refuse_duplicate_macs<'a>(
+    instance: &Instance,
+    others: impl Iterator<Item = (String, &'a Instance)>,
+) -> Result<(), NoGoal> {
+    let refuse = |mac: &str, whose: String| {
+        Err(NoGoal::Unsupported {
+            field: "interfaces",
+            why: format!("the MAC address {mac} is {whose}; give another one"),
+        })
+    };
+    let own = macs(instance);
+    let times = |mac: &String| own.iter().filter(|other| *other == mac).count();
+    if let Some(twice) = own.iter().find(|mac| times(mac) > 1) {
+        return refuse(twice, "given twice".to_owned());
+    }
+    let age = |i: &Instance| (i.metadata.creation_timestamp.clone(), i.metadata.uid.clone());
+    for (mac, other) in others {
+        if age(other) < age(instance) {
+            let of = &other.metadata;
+            let name = |part: &Option<String>| part.clone().unwrap_or_default();
+            return refuse(
+                &mac,
+                format!("that of {}/{}", name(&of.namespace), name(&of.name)),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn default_interface(uid: &str) -> MachineInterface {

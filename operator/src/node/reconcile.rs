@@ -16,14 +16,14 @@ use super::backoff;
 use super::connection::{Connection, Lane};
 use super::context::{Context, Record};
 use super::events::{Tell, told};
-use super::goal::{Goal, Machine, NoGoal, goal};
+use super::goal::{Goal, Machine, NoGoal, goal, refuse_duplicate_macs};
 use super::guest::Watch;
 use super::hypervisor::HypervisorError;
 use super::metadata::differing;
-use super::observed::{DomainState, Files, Observed, OurDomain, PausedBy, Power};
+use super::observed::{DomainState, Files, Moment, Observed, OurDomain, PausedBy, Power};
 use super::perform::{PerformError, Performer, image_key};
-use super::plan::{Action, Device, Next, Waiting, patience, plan};
-use super::report::{Facts, Failure, OWNED, Outcome, status};
+use super::plan::{Action, Blocked, Device, Next, Waiting, patience, plan};
+use super::report::{self, Facts, Failure, OWNED, Outcome, status};
 use super::storage::{ObservedFiles, StorageError};
 use crate::status::{apply, differs};
 
@@ -49,7 +49,7 @@ pub async fn reconcile(context: Arc<Context>, uid: String) -> Option<Duration> {
         context: &context,
         instance: &instance,
     };
-    let (next, error) = match goal(&instance, &context.host, &context.offer()) {
+    let (next, error) = match look.goal() {
         Err(NoGoal::NotOurs) => (None, None),
         Err(why) => look.refuse(&why, &mut record).await,
         Ok(goal) => look.converge(goal, &mut record).await,
@@ -76,6 +76,16 @@ struct Seen {
 }
 
 impl Look<'_> {
+    fn goal(&self) -> Result<Goal, NoGoal> {
+        let goal = goal(self.instance, &self.context.host, &self.context.offer())?;
+        if let Goal::Present(_) = goal {
+            let others = self.context.instances.with_macs_of(self.instance);
+            let others = others.iter().map(|(mac, other)| (mac.clone(), &**other));
+            refuse_duplicate_macs(self.instance, others)?;
+        }
+        Ok(goal)
+    }
+
     /// There is no goal: says why, and waits for an edit or for the host to change.
     async fn refuse(&self, why: &NoGoal, record: &mut Record) -> Ended {
         // A libvirt that does not answer may well run the domain: could not ask is not "cannot".
@@ -120,10 +130,7 @@ impl Look<'_> {
                     .retain(|device, _| is_attached(device, domain));
             }
             self.note_interference(&goal, &seen, record);
-            let machine = match &goal {
-                Goal::Present(machine) => Some(&**machine),
-                Goal::Gone(_) => None,
-            };
+            let machine = goal.machine();
             record.memory.images_cached = machine.is_none_or(|m| has_images(m, record));
             let observed = Observed {
                 domain: seen.domain.clone(),
@@ -168,26 +175,9 @@ impl Look<'_> {
                     None => return (Some(RESYNC), None),
                 },
                 Next::Wait(until, waiting) => {
-                    let pause = until
-                        .saturating_sub(self.context.now())
-                        .max(Duration::from_millis(50));
-                    let outcome = match (&goal, waiting) {
-                        (Goal::Gone(_), _) => Outcome::Deleting,
-                        (Goal::Present(_), waiting) => {
-                            Outcome::Waiting(waiting, waiting_text(waiting, pause))
-                        }
-                    };
-                    self.report(machine, Some(&seen), &outcome, record).await;
-                    return (Some(pause), None);
+                    return self.wait(&goal, &seen, (until, waiting), record).await;
                 }
-                Next::Blocked(blocked) => {
-                    let pause = blocked.look_again();
-                    let reason = super::report::blocked_reason(&blocked);
-                    self.told(record, reason, super::report::explain(&blocked));
-                    self.report(machine, Some(&seen), &Outcome::Blocked(blocked), record)
-                        .await;
-                    return (Some(pause), Some(reason));
-                }
+                Next::Blocked(blocked) => return self.blocked(&goal, &seen, blocked, record).await,
             }
         }
         // A world that changes faster than it can be looked at.
@@ -349,6 +339,36 @@ impl Look<'_> {
             .watch(watch, connection, &self.context.requests, move || clock.now());
     }
 
+    async fn wait(
+        &self,
+        goal: &Goal,
+        seen: &Seen,
+        (until, waiting): (Moment, Waiting),
+        record: &mut Record,
+    ) -> Ended {
+        let pause = until
+            .saturating_sub(self.context.now())
+            .max(Duration::from_millis(50));
+        let text = waiting_text(waiting, pause);
+        if waiting == Waiting::CrashLoop {
+            self.told(record, "CrashLoopBackOff", text.clone());
+        }
+        let outcome = match goal {
+            Goal::Gone(_) => Outcome::Deleting,
+            Goal::Present(_) => Outcome::Waiting(waiting, text),
+        };
+        self.report(goal.machine(), Some(seen), &outcome, record).await;
+        (Some(pause), None)
+    }
+
+    async fn blocked(&self, goal: &Goal, seen: &Seen, blocked: Blocked, record: &mut Record) -> Ended {
+        let (pause, reason) = (blocked.look_again(), report::blocked_reason(&blocked));
+        self.told(record, reason, report::explain(&blocked));
+        self.report(goal.machine(), Some(seen), &Outcome::Blocked(blocked), record)
+            .await;
+        (Some(pause), Some(reason))
+    }
+
     async fn failed(
         &self,
         goal: &Goal,
@@ -356,11 +376,8 @@ impl Look<'_> {
         error: &PerformError,
         record: &mut Record,
     ) -> Ended {
-        let machine = match goal {
-            Goal::Present(machine) => Some(&**machine),
-            Goal::Gone(_) => None,
-        };
-        self.report_failure(machine, seen, failure(error), record).await
+        self.report_failure(goal.machine(), seen, failure(error), record)
+            .await
     }
 
     async fn report_failure(
