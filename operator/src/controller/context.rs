@@ -10,7 +10,7 @@ use std::time::Duration;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
-use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED};
+use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, STORAGE_HEALTHY, Status};
 use virtshell_crds::{
     Environment, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User, resolve,
 };
@@ -555,7 +555,18 @@ fn placement_view(host: &Host) -> impl PartialEq + '_ {
         host.meta().deletion_timestamp.is_some(),
         status.map(|s| (&s.capacity, &s.drivers)),
         status.is_some_and(|s| condition::is_true(&s.conditions, READY)),
+        has_room(host),
     )
+}
+
+/// Whether a host's disks are not nearly full. One that has not said so is not.
+#[must_use]
+pub fn has_room(host: &Host) -> bool {
+    let said = host
+        .status
+        .as_ref()
+        .and_then(|s| condition::find(&s.conditions, STORAGE_HEALTHY));
+    said.is_none_or(|said| said.status != Status::False.as_str())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -230,6 +230,7 @@ fn candidate<'a>(
         offers_driver,
         ready: status.is_some_and(|s| condition::is_true(&s.conditions, READY))
             && !ctx.pulse().is_silent(name, Instant::now()),
+        has_room: super::context::has_room(host),
         memory_mib: declared(spec.memory_mib, capacity.map(|c| c.memory_mib)),
         disk_mib: declared(spec.disk_mib, capacity.map(|c| c.disk_mib)),
         used: placement::Used::default(),

@@ -88,6 +88,8 @@ pub struct Candidate<'a> {
     pub offers_driver: bool,
     /// Its agent serves it, and has been heard of lately.
     pub ready: bool,
+    /// Its disks are not nearly full, whatever was promised to others.
+    pub has_room: bool,
     /// Memory for guests, in MiB.
     pub memory_mib: i64,
     /// Disk for guests, in MiB.
@@ -119,6 +121,8 @@ pub enum Unfit {
     NotReady,
     /// It does not offer the driver.
     NoDriver,
+    /// Its disks are nearly full.
+    Full,
     /// Too little free memory, in MiB.
     Memory {
         /// What is free.
@@ -143,6 +147,8 @@ pub fn check(request: &Request<'_>, host: &Candidate<'_>) -> Result<(), Unfit> {
         Err(Unfit::NotReady)
     } else if !host.offers_driver {
         Err(Unfit::NoDriver)
+    } else if !host.has_room {
+        Err(Unfit::Full)
     } else if host.free_memory() < request.demand.memory_mib {
         Err(Unfit::Memory {
             free: host.free_memory(),
@@ -225,8 +231,9 @@ fn rank(unfit: &Unfit) -> u8 {
         Unfit::WrongType => 2,
         Unfit::NotReady => 3,
         Unfit::NoDriver => 4,
-        Unfit::Memory { .. } => 5,
-        Unfit::Disk { .. } => 6,
+        Unfit::Full => 5,
+        Unfit::Memory { .. } => 6,
+        Unfit::Disk { .. } => 7,
     }
 }
 
@@ -237,6 +244,7 @@ fn clause(request: &Request<'_>, unfit: &Unfit) -> String {
         Unfit::WrongType => format!("not of type {}", request.host_type.as_str()),
         Unfit::NoDriver => format!("without driver {}", request.driver),
         Unfit::NotReady => "not ready".to_owned(),
+        Unfit::Full => "with storage nearly full".to_owned(),
         Unfit::Memory { free } => format!(
             "not enough memory (need {} MiB, most free {} MiB)",
             request.demand.memory_mib, free
@@ -272,6 +280,7 @@ mod tests {
             type_: HostType::GeneralPurpose,
             offers_driver: true,
             ready: true,
+            has_room: true,
             memory_mib: 8192,
             disk_mib: 50_000,
             used: Used::default(),
@@ -323,12 +332,13 @@ mod tests {
             with(host("b"), |h| h.type_ = HostType::StorageOptimized),
             with(host("c"), |h| h.offers_driver = false),
             with(host("d"), |h| h.ready = false),
+            with(host("f"), |h| h.has_room = false),
             with(host("e"), |h| h.disk_mib = 999),
         ];
         assert_eq!(
             place(&REQUEST, &others).unwrap_err().to_string(),
-            "0/5 hosts: 1 not in enviroment e, 1 not of type GeneralPurpose, 1 not ready, 1 without driver kvm, \
-             1 not enough disk (need 1000 MiB, most free 999 MiB)"
+            "0/6 hosts: 1 not in enviroment e, 1 not of type GeneralPurpose, 1 not ready, 1 without driver kvm, \
+             1 with storage nearly full, 1 not enough disk (need 1000 MiB, most free 999 MiB)"
         );
         assert_eq!(
             place(&REQUEST, &[]).unwrap_err().to_string(),
@@ -356,6 +366,7 @@ mod tests {
                 },
                 enabled: random.below(8) != 0,
                 type_: HostType::GeneralPurpose,
+                has_room: random.below(8) != 0,
                 offers_driver: random.below(8) != 0,
                 ready: random.below(8) != 0,
                 memory_mib: random.below(9000) as i64,
