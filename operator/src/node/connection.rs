@@ -30,6 +30,9 @@ const DESCRIBE_DEADLINE: Duration = Duration::from_mins(3);
 /// The first and the longest pause before another try to connect.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(15));
 
+/// How often a connection that says nothing is asked whether it is there.
+const VERIFY: Duration = Duration::from_secs(15);
+
 /// Which line a call takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lane {
@@ -86,7 +89,8 @@ pub struct Connection {
 struct Up {
     facts: Facts,
     lines: Vec<(Lane, Arc<Line>)>,
-    /// Holds the events of the first line.
+    /// The connection that brings events: that of the first line, which may be replaced.
+    events: Link,
     _subscription: Subscription,
 }
 
@@ -218,26 +222,31 @@ impl Connection {
             let Some(this) = weak.upgrade() else { return };
             if notice == Notice::Closed {
                 this.broken.notify_one();
+            } else {
+                this.metrics.heard(&this.uri);
             }
             (this.signals)(Signal::Notice(notice));
         })?;
         Ok(Up {
             facts: read.facts()?,
             lines,
+            events: read,
             _subscription: subscription,
         })
     }
 
-    /// Waits until the connection is really gone: a call that failed may only have met a closing socket.
+    /// Waits until the connection that brings events is really gone: a call that failed may only have met a closing
+    /// socket. Silence is no sign of life, so it is asked now and then.
     async fn until_broken(&self) {
         loop {
-            self.broken.notified().await;
-            let link = self.read_up().as_ref().map(|up| up.lines[0].1.link.clone());
+            let link = self.read_up().as_ref().map(|up| up.events.clone());
             let Some(link) = link else { return };
             let asked = tokio::task::spawn_blocking(move || link.is_alive());
             if !matches!(tokio::time::timeout(OPEN_DEADLINE, asked).await, Ok(Ok(true))) {
                 return;
             }
+            self.metrics.heard(&self.uri);
+            let _ = tokio::time::timeout(VERIFY, self.broken.notified()).await;
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
@@ -234,7 +235,7 @@ impl Instances {
         let old = index.by_uid.get(&uid).cloned();
         if old
             .as_deref()
-            .is_none_or(|old| version(old) <= version(&instance))
+            .is_none_or(|old| version(&old.metadata) <= version(&instance.metadata))
         {
             index.put(uid, instance);
         }
@@ -260,9 +261,10 @@ impl Instances {
 }
 
 /// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 made that part of the API).
-fn version(instance: &Instance) -> u64 {
-    instance
-        .resource_version()
+#[must_use]
+pub fn version(of: &ObjectMeta) -> u64 {
+    of.resource_version
+        .as_deref()
         .and_then(|v| v.parse().ok())
         .unwrap_or(0)
 }

@@ -132,6 +132,9 @@ pub async fn follow(context: Arc<Context>, look: Arc<Notify>) {
     let mut events = std::pin::pin!(watcher(api, config).default_backoff().applied_objects());
     let mut seen = None;
     while let Some(event) = events.next().await {
+        if event.is_ok() {
+            context.metrics.heard("host");
+        }
         match event {
             Ok(host) if seen == host.metadata.generation => {}
             Ok(host) => {

@@ -1,14 +1,17 @@
 //! What the agent counts.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Call {
@@ -37,6 +40,28 @@ struct Inner {
     writes: Counter,
     commands: Gauge,
     results: Family<Ended, Counter>,
+    streams: Streams,
+}
+
+/// When each stream of events was last known to be well: it said something, or it was compared with what it speaks of.
+#[derive(Clone, Debug, Default)]
+struct Streams(Arc<Mutex<BTreeMap<String, Instant>>>);
+
+impl Collector for Streams {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let streams = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut ages = encoder.encode_descriptor(
+            "stream_age",
+            "Time since a stream of events last said something or was last seen to miss nothing",
+            Some(&Unit::Seconds),
+            MetricType::Gauge,
+        )?;
+        for (stream, heard) in &streams {
+            let age = ConstGauge::new(heard.elapsed().as_secs_f64());
+            age.encode(ages.encode_family(&[("stream", stream.as_str())])?)?;
+        }
+        Ok(())
+    }
 }
 
 /// From a quarter of a millisecond to 8 s.
@@ -55,6 +80,7 @@ impl Metrics {
             writes: Counter::default(),
             commands: Gauge::default(),
             results: Family::default(),
+            streams: Streams::default(),
         };
         let registry = registry.sub_registry_with_prefix("virtshell_node");
         registry.register(
@@ -92,6 +118,7 @@ impl Metrics {
             "Parts of tasks that ended, by reason; no reason is success",
             inner.results.clone(),
         );
+        registry.register_collector(Box::new(inner.streams.clone()));
         Self(Arc::new(inner))
     }
 
@@ -130,5 +157,39 @@ impl Metrics {
     /// The status of an Instance was written.
     pub fn status_written(&self) {
         self.0.writes.inc();
+    }
+
+    /// A stream of events said something, or was seen to miss nothing.
+    pub fn heard(&self, stream: &str) {
+        let mut streams = self.0.streams.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(heard) = streams.get_mut(stream) {
+            *heard = Instant::now();
+        } else {
+            streams.insert(stream.to_owned(), Instant::now());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_grows_old_until_it_is_heard_again() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let age = || -> f64 {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+            let name = "virtshell_node_stream_age_seconds{stream=\"qemu:///system\"} ";
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+        };
+        metrics.heard("qemu:///system");
+        std::thread::sleep(Duration::from_millis(50));
+        let old = age();
+        assert!((0.05..5.0).contains(&old), "{old}");
+        metrics.heard("qemu:///system");
+        assert!(age() < old);
     }
 }

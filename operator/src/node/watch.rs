@@ -1,11 +1,14 @@
 //! Follows the Instances of this host, and nothing else: the watch selects by `.spec.host`.
+//!
+//! A watch that has stopped looks like a world that stands still, so it is compared with a list now and then, and opened
+//! anew when it missed something.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use kube::api::Api;
+use kube::api::{Api, ListParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
@@ -13,32 +16,83 @@ use kube::{Resource, ResourceExt};
 use tokio::sync::Notify;
 use virtshell_crds::{Instance, condition};
 
-use super::context::Context;
+use super::context::{Context, version};
 
-/// How long a watch is believed before everything is listed again, should it have lost something.
-const BELIEVED: Duration = Duration::from_mins(30);
+/// The name of the watch among the streams of events.
+const STREAM: &str = "instances";
+/// How often it is compared with a list.
+const CHECK: Duration = Duration::from_mins(5);
+/// How far it may be behind the list.
+const BEHIND: Duration = Duration::from_secs(15);
 
-/// Follows them until the process ends.
+/// Follows them until the process ends. Errors back off inside the stream.
 pub async fn run(context: Arc<Context>, look: Arc<Notify>) {
     loop {
-        // Hosts that started together do not list together.
-        let spread = context
-            .host
-            .bytes()
-            .fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
-        let believed = BELIEVED.mul_f64(1.0 + f64::from(spread % 256) / 512.0);
-        let _ = tokio::time::timeout(believed, follow(&context, &look)).await;
+        tokio::select! {
+            () = follow(&context, &look) => return,
+            missed = until_missed(&context) => {
+                tracing::warn!(instance.uid = missed, "the watch of Instances missed a change; it is opened anew");
+            }
+        }
     }
 }
 
-/// One watch, with a list of everything first. Errors back off inside the stream.
+/// Returns the uid of an Instance of which the watch does not know the newest.
+async fn until_missed(context: &Context) -> String {
+    let api: Api<Instance> = Api::all(context.client.clone());
+    let select = ListParams::default().fields(&format!("spec.host={}", context.host));
+    loop {
+        tokio::time::sleep(CHECK).await;
+        let list = match api.list_metadata(&select).await {
+            Ok(list) => list,
+            Err(error) => {
+                tracing::debug!(%error, "no list to compare the watch with");
+                continue;
+            }
+        };
+        tokio::time::sleep(BEHIND).await;
+        let at = list
+            .metadata
+            .resource_version
+            .as_deref()
+            .and_then(|v| v.parse().ok());
+        let listed = list.items.iter().filter_map(|item| {
+            let of = &item.metadata;
+            Some((of.uid.clone()?, version(of)))
+        });
+        let known = context.instances.all();
+        let known = known.iter().filter_map(|instance| {
+            let of = &instance.metadata;
+            Some((of.uid.clone()?, version(of)))
+        });
+        match missed(&listed.collect(), at.unwrap_or(0), &known.collect()) {
+            Some(uid) => return uid,
+            None => context.metrics.heard(STREAM),
+        }
+    }
+}
+
+/// An Instance whose change up to the list, made at version `at`, is not known: uids and versions on both sides.
+fn missed(listed: &HashMap<String, u64>, at: u64, known: &HashMap<String, u64>) -> Option<String> {
+    let older = |(uid, version): &(&String, &u64)| known.get(*uid).is_none_or(|known| known < version);
+    let gone = |(uid, version): &(&String, &u64)| !listed.contains_key(*uid) && **version < at;
+    let stale = listed.iter().find(older);
+    stale
+        .or_else(|| known.iter().find(gone))
+        .map(|(uid, _)| uid.clone())
+}
+
 async fn follow(context: &Context, look: &Notify) {
     let api: Api<DeserializeGuard<Instance>> = Api::all(context.client.clone());
     let config = watcher::Config::default().fields(&format!("spec.host={}", context.host));
     let mut listed = HashSet::new();
     let mut events = std::pin::pin!(watch(api, config).default_backoff());
     loop {
-        match events.try_next().await {
+        let event = events.try_next().await;
+        if let Ok(Some(_)) = &event {
+            context.metrics.heard(STREAM);
+        }
+        match event {
             Ok(Some(Event::Init)) => listed.clear(),
             Ok(Some(Event::InitApply(guarded))) => {
                 listed.extend(guarded.meta().uid.clone());
@@ -99,4 +153,35 @@ fn asks(instance: &Instance) -> impl PartialEq + use<> {
         status.and_then(|s| s.resolved.clone()),
         status.is_some_and(|s| condition::is_true(&s.conditions, condition::SCHEDULED)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_behind_when_it_does_not_know_what_a_list_knew() {
+        let map = |list: &[(&str, u64)]| -> HashMap<String, u64> {
+            list.iter().map(|(uid, v)| ((*uid).to_owned(), *v)).collect()
+        };
+        for (rule, listed, known, expected) in [
+            ("the same", &[("a", 5)][..], &[("a", 5)][..], None),
+            ("newer than the list", &[("a", 5)], &[("a", 12)], None),
+            ("made after the list", &[], &[("a", 11)], None),
+            ("not heard of", &[("a", 5)], &[], Some("a")),
+            ("an older one", &[("a", 5)], &[("a", 4)], Some("a")),
+            (
+                "gone before the list",
+                &[("b", 5)],
+                &[("a", 4), ("b", 5)],
+                Some("a"),
+            ),
+        ] {
+            assert_eq!(
+                missed(&map(listed), 10, &map(known)).as_deref(),
+                expected,
+                "{rule}"
+            );
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! `stats`: what a guest has used since it was started, and what it has now.
 
 use serde::Serialize;
-use virtshell_crds::InstanceStatus;
+use virtshell_crds::Instance;
 
+use super::super::goal::mac;
 use super::super::hypervisor::HypervisorError;
 use super::super::libvirt::{Counters, DiskCounters, InterfaceCounters};
 use super::devices::{Devices, devices};
@@ -90,15 +91,32 @@ pub async fn read(target: &Target) -> Result<Stats, ApiError> {
             link.counters(uuid, &disks, &interfaces)
         })
         .await?;
-    let status = target.instance.status.clone().unwrap_or_default();
-    Ok(stats(counters, &devices, &status))
+    Ok(stats(counters, &devices, &target.instance))
+}
+
+/// The MAC addresses of the spec's interfaces, lower case, and their names.
+fn interface_names(instance: &Instance) -> Vec<(String, &str)> {
+    let uid = instance.metadata.uid.as_deref().unwrap_or_default();
+    let of = |name| (mac(uid, name), name);
+    if instance.spec.interfaces.is_empty() {
+        return vec![of("eth0")];
+    }
+    let interfaces = instance.spec.interfaces.iter();
+    interfaces
+        .map(|i| match &i.mac {
+            Some(mac) => (mac.to_lowercase(), i.name.as_str()),
+            None => of(&i.name),
+        })
+        .collect()
 }
 
 /// The counters, with the names that the user gave to the devices.
-fn stats(counters: Counters, devices: &Devices, status: &InstanceStatus) -> Stats {
+fn stats(counters: Counters, devices: &Devices, instance: &Instance) -> Stats {
+    let names = interface_names(instance);
+    let disks = instance.status.iter().flat_map(|status| &status.disks);
     let disk = |(device, of): (String, Option<DiskCounters>)| {
         let file = devices.disks.iter().find(|disk| disk.device == device);
-        let known = file.and_then(|file| status.disks.iter().find(|disk| disk.path == file.file));
+        let known = file.and_then(|file| disks.clone().find(|disk| disk.path == file.file));
         Disk {
             name: known.map(|disk| disk.name.clone()),
             device,
@@ -111,12 +129,9 @@ fn stats(counters: Counters, devices: &Devices, status: &InstanceStatus) -> Stat
     let interface = |(device, of): (String, Option<InterfaceCounters>)| {
         let mac = devices.interfaces.iter().find(|i| i.device == device);
         let mac = mac.map(|i| i.mac.clone()).unwrap_or_default();
-        let known = status
-            .interfaces
-            .iter()
-            .find(|i| i.mac.eq_ignore_ascii_case(&mac));
+        let known = names.iter().find(|(known, _)| *known == mac);
         Interface {
-            name: known.map(|i| i.name.clone()),
+            name: known.map(|(_, name)| (*name).to_owned()),
             device,
             mac,
             rx_bytes: of.map(|of| of.rx_bytes),
@@ -159,9 +174,10 @@ mod tests {
              </devices></domain>",
         )
         .unwrap();
-        let status: InstanceStatus = serde_json::from_value(json!({
-            "disks": [{"name": "root", "path": "/d/root.qcow2", "sizeMiB": 1}],
-            "interfaces": [{"name": "eth0", "mac": "52:54:00:AA:bb:01"}],
+        let instance: Instance = serde_json::from_value(json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance", "metadata": {"name": "a", "uid": "u"},
+            "spec": {"interfaces": [{"name": "eth0", "network": "n", "mac": "52:54:00:AA:bb:01"}]},
+            "status": {"disks": [{"name": "root", "path": "/d/root.qcow2", "sizeMiB": 1}]},
         }))
         .unwrap();
         let counters = Counters {
@@ -197,7 +213,7 @@ mod tests {
             )],
         };
         assert_eq!(
-            json!(stats(counters, &devices, &status)),
+            json!(stats(counters, &devices, &instance)),
             json!({
                 "state": "running", "vcpus": 2, "cpuTimeNs": 7,
                 "memory": {"currentKiB": 100, "maximumKiB": 200, "rssKiB": 90, "availableKiB": null, "unusedKiB": null,
@@ -211,5 +227,19 @@ mod tests {
                     "txBytes": 7, "txPackets": 8}],
             })
         );
+    }
+
+    #[test]
+    fn an_interface_that_nobody_named_has_the_address_that_follows_from_its_name() {
+        let instance = |spec| -> Instance {
+            serde_json::from_value(json!({
+                "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance", "metadata": {"name": "a", "uid": "u"}, "spec": spec,
+            }))
+            .unwrap()
+        };
+        let none = instance(json!({}));
+        assert_eq!(interface_names(&none), [(mac("u", "eth0"), "eth0")]);
+        let named = instance(json!({"interfaces": [{"name": "lan", "network": "n"}]}));
+        assert_eq!(interface_names(&named), [(mac("u", "lan"), "lan")]);
     }
 }
