@@ -213,7 +213,7 @@ pub fn busy(name: &str) -> ApiError {
 }
 
 /// Runs on the event loop's thread: keeps what fits, and counts the rest.
-fn collect(pieces: mpsc::Sender<Piece>) -> impl Fn(Arrival<'_>) + Send + Sync + 'static {
+fn collect(pieces: mpsc::Sender<Piece>) -> impl Fn(Arrival<'_>) + Send + 'static {
     let pieces = Mutex::new(Some(pieces));
     let lost = AtomicU64::new(0);
     move |arrival| {

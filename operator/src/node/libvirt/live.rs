@@ -163,7 +163,7 @@ impl Link {
         &self,
         uuid: &str,
         force: bool,
-        sink: impl Fn(Arrival<'_>) + Send + Sync + 'static,
+        sink: impl Fn(Arrival<'_>) + Send + 'static,
     ) -> Answer<Console> {
         let link = Self::open(&self.uri)?;
         let domain = link.domain(uuid)?;
