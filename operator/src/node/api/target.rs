@@ -56,7 +56,8 @@ impl Target {
         let seen = connection.call(Lane::Live, &uid, "look at", DEADLINE, move |link| {
             link.observe(&id)
         });
-        let domain = match seen.await? {
+        let seen = seen.await.map_err(|error| speaking_of(name, error))?;
+        let domain = match seen {
             DomainState::Ours(domain) => domain,
             DomainState::Absent => return Err(not_running("has no domain yet")),
             DomainState::Foreign { .. } => {
@@ -105,5 +106,18 @@ impl Target {
         self.connection
             .call(lane, &self.uid, what, deadline, move |link| question(link, &uuid))
             .await
+            .map_err(|error| speaking_of(self.name(), error))
     }
+}
+
+/// The error in the caller's words: he knows the Instance by its name, not by a UUID.
+fn speaking_of(name: &str, mut error: HypervisorError) -> HypervisorError {
+    match &mut error {
+        HypervisorError::Refused { domain, .. }
+        | HypervisorError::TimedOut { domain, .. }
+        | HypervisorError::Stuck { domain }
+        | HypervisorError::Unreadable { domain, .. } => name.clone_into(domain),
+        HypervisorError::Disconnected { .. } => {}
+    }
+    error
 }
