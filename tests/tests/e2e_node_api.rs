@@ -326,10 +326,14 @@ async fn a_caller_needs_a_token_for_this_host_and_the_right() -> Result<()> {
     // Its no is remembered; a new token is a new caller.
     let fresh = caller.token_of("curious", Some(&audience))?;
     let (code, metrics) = text(Some(&fresh), "/metrics").await?;
-    ensure!(
-        code == 200 && metrics.contains("virtshell_node_reconcile_seconds"),
-        "{code} {metrics}"
-    );
+    ensure!(code == 200, "{code} {metrics}");
+    for stream in ["instances", "host", "qemu:///system", "lxc:///system"] {
+        let name = format!("virtshell_node_stream_age_seconds{{stream=\"{stream}\"}} ");
+        let age = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        let age: f64 = age.with_context(|| format!("no {name} in {metrics}"))?.parse()?;
+        // Each is heard or verified more often than this.
+        ensure!(age < 330.0, "{name}{age}");
+    }
     Ok(())
 }
 
@@ -444,16 +448,27 @@ async fn a_console_shows_and_takes_and_has_one_reader() -> Result<()> {
     let again = wait_for(
         "the console to be free",
         LIMIT,
-        async || {
-            caller
-                .socket("hello-rest", "console")
-                .await
-                .map(|socket| socket.err())
-        },
-        |refused| refused.is_none(),
+        async || caller.socket("hello-rest", "console").await.map(Result::err),
+        Option::is_none,
     );
     again.await?;
     Ok(())
+}
+
+/// Does something while the QEMU of an Instance stands still.
+async fn hang(caller: &Caller, name: &str, during: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let domain = sh(
+        caller.system,
+        &format!("kubectl -n virtshell get vsi {name} -o 'jsonpath={{.status.domain.name}}'"),
+    )?;
+    let signal = |signal: &str| {
+        let line = format!("kill -{signal} $(cat /run/libvirt/qemu/{domain}.pid)");
+        sh(caller.system, &line)
+    };
+    signal("STOP")?;
+    let done = during().await;
+    signal("CONT")?;
+    done
 }
 
 #[tokio::test]
@@ -487,6 +502,27 @@ async fn a_display_is_shown_and_a_stopped_guest_is_said_to_be() -> Result<()> {
         caller.socket("seen", "console").await?.err() == Some(409),
         "it has no serial console"
     );
+    hang(&caller, "seen", async || {
+        // The first learns it at the deadline, the next at once; nobody else notices.
+        let hung = caller.refused_instance("seen", "stats");
+        let other = caller.json("hello-rest", "stats");
+        let (hung, other) = tokio::join!(hung, tokio::time::timeout(Duration::from_secs(3), other));
+        ensure!(other??["state"] == "running");
+        let (code, said) = hung?;
+        ensure!(code == 504 && said.contains("seen"), "{code} {said}");
+        let next = tokio::time::timeout(Duration::from_secs(2), caller.refused_instance("seen", "stats"));
+        ensure!(next.await??.0 == 504);
+        Ok(())
+    })
+    .await?;
+    wait_for(
+        "the guest to answer again",
+        LIMIT,
+        async || caller.json("seen", "stats").await,
+        |stats| stats["state"] == "running",
+    )
+    .await?;
+
     sh(
         caller.system,
         "kubectl -n virtshell patch vsi seen --type=merge -p '{\"spec\":{\"powerState\":\"Stopped\"}}' && \
