@@ -89,6 +89,18 @@ impl AccessError {
         }
     }
 
+    /// The same, in terms of the file that was asked for.
+    #[must_use]
+    pub fn at(self, path: &str) -> Self {
+        if let Self::File { why, .. } = self {
+            return Self::File {
+                path: path.to_owned(),
+                why,
+            };
+        }
+        self
+    }
+
     /// Whether asking again may bring the answer: the guest and what runs in it may be well.
     #[must_use]
     pub fn may_pass(&self) -> bool {

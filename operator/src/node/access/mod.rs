@@ -121,7 +121,7 @@ impl Guest {
             Channel::Namespaces => namespaces::upload(self, at, content, until(end)).await,
             Channel::Ssh(address) => ssh::upload(self, address, at, content, until(end)).await,
         };
-        uploaded?;
+        uploaded.map_err(|error| error.at(file.path))?;
         self.succeed(finish(file, &unfinished), file.path, until(end))
             .await
     }

@@ -207,3 +207,49 @@ fn arguments(key: &Key, uid: &str, address: &str, text: &str) -> Vec<String> {
     ]);
     words
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_key_is_made_once_and_nobody_else_can_read_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = Key::load_or_make(folder.path(), "host-1").unwrap();
+        assert!(key.public().starts_with("ssh-ed25519 AAAA") && key.public().ends_with(" virtshell@host-1"));
+        for (path, mode) in [(&key.private, 0o600), (&folder.path().join("ssh"), 0o700)] {
+            let found = std::fs::metadata(path).unwrap().permissions().mode();
+            assert_eq!(found & 0o777, mode, "{}", path.display());
+        }
+        let again = Key::load_or_make(folder.path(), "host-1").unwrap();
+        assert_eq!(again.public(), key.public());
+        // What an interrupted run left is made anew.
+        std::fs::remove_file(folder.path().join("ssh/id_ed25519.pub")).unwrap();
+        let new = Key::load_or_make(folder.path(), "host-1").unwrap();
+        assert_ne!(new.public(), key.public());
+    }
+
+    #[test]
+    fn only_this_key_and_only_this_guest() {
+        let key = Key {
+            private: "/d/key".into(),
+            known_hosts: "/d/known".into(),
+            public: String::new(),
+        };
+        let words = arguments(&key, "u-1", "10.0.0.2", "echo 'x'");
+        for needed in [
+            "BatchMode=yes",
+            "IdentitiesOnly=yes",
+            "StrictHostKeyChecking=accept-new",
+            "UserKnownHostsFile=/d/known/u-1",
+            "HostKeyAlias=u-1",
+            "/d/key",
+        ] {
+            assert!(words.iter().any(|word| word == needed), "{needed}: {words:?}");
+        }
+        let last = ["--", "10.0.0.2", r"exec /bin/sh -c 'echo '\''x'\'''"];
+        assert_eq!(words[words.len() - 3..], last);
+    }
+}
