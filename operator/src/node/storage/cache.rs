@@ -153,6 +153,7 @@ pub(super) struct CacheDirs {
     pub images: PathBuf,
     pub urls: PathBuf,
     pub roots: PathBuf,
+    pub parts: PathBuf,
 }
 
 /// An entry that stays where it is.

@@ -1,28 +1,23 @@
-//! Brings content into a temporary file: over HTTP with resume, or from a file of the host. Hashes while it writes.
+//! Brings content into a file beside the cache: over HTTP with resume, or from a file of the host.
 
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::io::Read;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, LAST_MODIFIED, RANGE};
+use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE};
 use reqwest::{Response, StatusCode, Url};
-use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::error::StorageError;
 use super::flight::Meter;
-use super::layout::TEMP_PREFIX;
 use super::room::RoomGuard;
+use super::sink::Sink;
 use super::source::{Location, Source};
 
 /// Bytes that are hashed and written at a time.
 const BLOCK: usize = 1 << 20;
-/// How many bytes may come between two looks at the room that is left.
-const ROOM_EVERY: u64 = 64 << 20;
-/// A run of zeros at least this long becomes a hole.
-const HOLE: usize = 4096;
 
 /// How persistent a download is.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +36,10 @@ pub(super) struct Fetched {
 }
 
 /// What a fetch needs beside its source.
+#[derive(Clone)]
 pub(super) struct Fetcher {
     pub client: reqwest::Client,
+    /// Where downloads are until they are complete.
     pub dir: PathBuf,
     pub room: RoomGuard,
     pub max_bytes: u64,
@@ -50,33 +47,55 @@ pub(super) struct Fetcher {
 }
 
 impl Fetcher {
-    /// Fetches into a temporary file beside the cache. Nothing is left behind on failure.
+    /// Fetches into a file beside the cache. What a failed download leaves is there for the next try alone.
     pub(super) async fn fetch(&self, source: &Source, meter: &Arc<Meter>) -> Result<Fetched, StorageError> {
-        let sink = Sink::new(&self.dir, self.room.clone(), source, self.max_bytes)?;
+        let (fetched, resumed) = self.bring(source, meter).await?;
+        match &source.sha256 {
+            Some(expected) if *expected != fetched.sha256 && resumed => {
+                // The older part of it may have been damaged, or be of other content.
+                tracing::info!(url = %source.url, "a resumed download has another checksum; it is fetched anew");
+                drop(fetched);
+                let (fetched, _) = self.bring(source, meter).await?;
+                checked(source, fetched)
+            }
+            _ => checked(source, fetched),
+        }
+    }
+
+    /// The content, and whether a part of it was here before.
+    async fn bring(&self, source: &Source, meter: &Arc<Meter>) -> Result<(Fetched, bool), StorageError> {
+        let (fetcher, of) = (self.clone(), source.clone());
         let sink = match &source.location {
-            Location::File(path) => copy_file(path.clone(), source.clone(), sink, Arc::clone(meter)).await?,
+            Location::File(path) => {
+                let sink = blocking(move || Sink::temporary(&fetcher, &of)).await?;
+                copy_file(path.clone(), source.clone(), sink, Arc::clone(meter)).await?
+            }
             Location::Http(url) => {
-                Download {
+                let sink = blocking(move || Sink::resume(&fetcher, &of)).await?;
+                let download = Download {
                     fetcher: self,
                     source,
                     url: url.clone(),
                     meter,
                     sink: Some(sink),
-                    validator: None,
-                }
-                .run()
-                .await?
+                };
+                download.run().await?
             }
         };
+        let resumed = sink.resumed();
         let fetched = blocking(move || sink.finish()).await?;
-        match &source.sha256 {
-            Some(expected) if *expected != fetched.sha256 => Err(StorageError::ChecksumMismatch {
-                url: source.url.clone(),
-                expected: expected.clone(),
-                found: fetched.sha256,
-            }),
-            _ => Ok(fetched),
-        }
+        Ok((fetched, resumed))
+    }
+}
+
+fn checked(source: &Source, fetched: Fetched) -> Result<Fetched, StorageError> {
+    match &source.sha256 {
+        Some(expected) if *expected != fetched.sha256 => Err(StorageError::ChecksumMismatch {
+            url: source.url.clone(),
+            expected: expected.clone(),
+            found: fetched.sha256,
+        }),
+        _ => Ok(fetched),
     }
 }
 
@@ -91,98 +110,6 @@ pub(super) async fn blocking<T: Send + 'static>(
             why: error.to_string(),
         })
     })
-}
-
-/// The temporary file, and what is known of its content so far.
-struct Sink {
-    file: NamedTempFile,
-    hasher: Sha256,
-    written: u64,
-    room_checked_at: u64,
-    room: RoomGuard,
-    what: String,
-    max_bytes: u64,
-}
-
-impl Sink {
-    fn new(dir: &Path, room: RoomGuard, source: &Source, max_bytes: u64) -> Result<Self, StorageError> {
-        let file = tempfile::Builder::new()
-            .prefix(TEMP_PREFIX)
-            .tempfile_in(dir)
-            .map_err(StorageError::disk("making a file in", dir))?;
-        Ok(Self {
-            file,
-            hasher: Sha256::new(),
-            written: 0,
-            room_checked_at: 0,
-            room,
-            what: format!("image {}", source.name),
-            max_bytes,
-        })
-    }
-
-    /// Whether `total` bytes are allowed and, with what is written already, will fit.
-    fn announce(&self, total: u64, stored: u64) -> Result<(), StorageError> {
-        self.check_size(total)?;
-        self.room.check(&self.what, stored.saturating_sub(self.written))
-    }
-
-    fn check_size(&self, bytes: u64) -> Result<(), StorageError> {
-        if bytes <= self.max_bytes {
-            return Ok(());
-        }
-        Err(StorageError::ImageFormatRefused {
-            image: self.what.clone(),
-            why: format!(
-                "it has more than the {} MiB that this agent fetches",
-                self.max_bytes >> 20
-            ),
-        })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
-        self.check_size(self.written + bytes.len() as u64)?;
-        if self.written - self.room_checked_at >= ROOM_EVERY {
-            self.room.check(&self.what, bytes.len() as u64)?;
-            self.room_checked_at = self.written;
-        }
-        self.hasher.update(bytes);
-        let file = self.file.as_file_mut();
-        let outcome = if bytes.len() >= HOLE && bytes.iter().all(|byte| *byte == 0) {
-            file.seek(SeekFrom::Current(bytes.len() as i64)).map(drop)
-        } else {
-            file.write_all(bytes)
-        };
-        outcome.map_err(|error| self.room.write_error(&self.what, self.file.path(), error))?;
-        self.written += bytes.len() as u64;
-        Ok(())
-    }
-
-    /// Forgets what came.
-    fn restart(&mut self) -> Result<(), StorageError> {
-        let path = self.file.path().to_owned();
-        let file = self.file.as_file_mut();
-        file.set_len(0)
-            .and_then(|()| file.seek(SeekFrom::Start(0)))
-            .map_err(StorageError::disk("emptying", &path))?;
-        self.hasher = Sha256::new();
-        self.written = 0;
-        self.room_checked_at = 0;
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Fetched, StorageError> {
-        let file = self.file.as_file();
-        // A hole at the end is not there until the length says so.
-        file.set_len(self.written)
-            .and_then(|()| file.sync_all())
-            .map_err(|error| self.room.write_error(&self.what, self.file.path(), error))?;
-        Ok(Fetched {
-            sha256: hex::encode(self.hasher.finalize()),
-            size: self.written,
-            file: self.file,
-        })
-    }
 }
 
 async fn copy_file(
@@ -216,7 +143,7 @@ async fn copy_file(
             for piece in block[..got].chunks(64 << 10) {
                 sink.write(piece)?;
             }
-            meter.set_bytes(sink.written);
+            meter.set_bytes(sink.written());
         }
     })
     .await
@@ -228,15 +155,14 @@ struct Download<'a> {
     source: &'a Source,
     url: Url,
     meter: &'a Meter,
-    /// Absent only while a block is being written.
+    /// Absent only while it is being worked on.
     sink: Option<Sink>,
-    /// Says on resume that the content is still the same.
-    validator: Option<HeaderValue>,
 }
 
 impl Download<'_> {
     async fn run(mut self) -> Result<Sink, StorageError> {
         let mut failures = 0;
+        self.meter.set_start(self.written());
         loop {
             let before = self.written();
             let error = match self.attempt().await {
@@ -255,6 +181,7 @@ impl Download<'_> {
                 StorageError::DownloadFailed { .. } | StorageError::ImageTruncated { .. }
             );
             if !network || failures >= self.fetcher.retry.failures || self.sink.is_none() {
+                self.give_up(network).await;
                 return Err(error);
             }
             tracing::debug!(url = %self.source.url, failures, error = %error, "download interrupted");
@@ -262,8 +189,20 @@ impl Download<'_> {
         }
     }
 
+    /// What a broken network left may be gone on with; what was refused may not.
+    async fn give_up(&mut self, network: bool) {
+        let worth = |sink: &Sink| network && sink.written() > 0 && sink.is_resumable();
+        if self.sink.as_ref().is_some_and(worth) {
+            if let Err(error) = self.on_sink(Sink::keep).await {
+                tracing::debug!(url = %self.source.url, %error, "the next try begins earlier");
+            }
+        } else if let Some(sink) = self.sink.take() {
+            sink.discard();
+        }
+    }
+
     fn written(&self) -> u64 {
-        self.sink.as_ref().map_or(0, |sink| sink.written)
+        self.sink.as_ref().map_or(0, Sink::written)
     }
 
     fn failed(&self, why: String) -> StorageError {
@@ -276,13 +215,12 @@ impl Download<'_> {
     /// One request, from where the last one ended when that is safe.
     async fn attempt(&mut self) -> Result<(), StorageError> {
         let from = self.written();
-        // Without a validator a changed file could be glued to the old one; the declared checksum would tell.
-        let resume = from > 0 && (self.validator.is_some() || self.source.sha256.is_some());
+        let resume = from > 0 && self.sink.as_ref().is_some_and(Sink::is_resumable);
         let mut request = self.fetcher.client.get(self.url.clone());
         if resume {
             request = request.header(RANGE, format!("bytes={from}-"));
-            if let Some(validator) = &self.validator {
-                request = request.header(IF_RANGE, validator.clone());
+            if let Some(validator) = self.sink.as_ref().and_then(Sink::validator) {
+                request = request.header(IF_RANGE, validator);
             }
         }
         let response = request
@@ -302,7 +240,9 @@ impl Download<'_> {
                 );
             }
         };
-        self.validator = validator(response.headers());
+        if let Some(sink) = &mut self.sink {
+            sink.set_validator(validator(response.headers()));
+        }
         self.meter.set_total(total);
         if let (Some(total), Some(sink)) = (total, &self.sink) {
             sink.announce(total, total)?;
@@ -342,35 +282,43 @@ impl Download<'_> {
 
     /// Writes a block and gives its memory back, empty.
     async fn write(&mut self, mut block: Vec<u8>) -> Result<Vec<u8>, StorageError> {
-        let Some(mut sink) = self.sink.take() else {
-            return Err(self.failed("the file was lost".to_owned()));
-        };
-        let (sink, block) = blocking(move || {
-            sink.write(&block)?;
-            block.clear();
-            Ok((sink, block))
-        })
-        .await?;
-        self.meter.set_bytes(sink.written);
-        self.sink = Some(sink);
+        let block = self
+            .on_sink(move |sink| {
+                sink.write(&block)?;
+                block.clear();
+                Ok(block)
+            })
+            .await?;
+        self.meter.set_bytes(self.written());
         Ok(block)
     }
 
     async fn restart(&mut self) -> Result<(), StorageError> {
+        self.meter.set_start(0);
         if self.written() == 0 {
             return Ok(());
         }
+        self.on_sink(Sink::restart).await
+    }
+
+    /// Works on the file where it may block. One that failed is gone.
+    async fn on_sink<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Sink) -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, StorageError> {
         let Some(mut sink) = self.sink.take() else {
-            return Ok(());
+            return Err(self.failed("the file was lost".to_owned()));
         };
-        self.sink = Some(
-            blocking(move || {
-                sink.restart()?;
-                Ok(sink)
-            })
-            .await?,
-        );
-        Ok(())
+        let (sink, answer) = blocking(move || match work(&mut sink) {
+            Ok(answer) => Ok((sink, answer)),
+            Err(error) => {
+                sink.discard();
+                Err(error)
+            }
+        })
+        .await?;
+        self.sink = Some(sink);
+        Ok(answer)
     }
 }
 
@@ -434,9 +382,10 @@ fn refusal(url: &str, status: StatusCode) -> StorageError {
 }
 
 /// What a later request can name to get the rest of the same content; weak tags promise too little.
-fn validator(headers: &HeaderMap) -> Option<HeaderValue> {
+fn validator(headers: &HeaderMap) -> Option<String> {
     let strong = headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"));
-    strong.or_else(|| headers.get(LAST_MODIFIED)).cloned()
+    let chosen = strong.or_else(|| headers.get(LAST_MODIFIED))?;
+    chosen.to_str().ok().map(str::to_owned)
 }
 
 /// reqwest keeps what matters in the causes.
@@ -554,7 +503,7 @@ mod tests {
         let headers = |pairs: &[(reqwest::header::HeaderName, &'static str)]| -> HeaderMap {
             pairs
                 .iter()
-                .map(|(name, value)| (name.clone(), HeaderValue::from_static(value)))
+                .map(|(name, value)| (name.clone(), reqwest::header::HeaderValue::from_static(value)))
                 .collect()
         };
         let strong = headers(&[(ETAG, "\"a\""), (LAST_MODIFIED, "d")]);

@@ -35,6 +35,8 @@ impl Progress {
 #[derive(Debug)]
 pub(super) struct Meter {
     started: Instant,
+    /// Bytes that were here before it started.
+    start: AtomicU64,
     bytes: AtomicU64,
     /// 0 = not known.
     total: AtomicU64,
@@ -44,9 +46,16 @@ impl Meter {
     pub(super) fn new() -> Self {
         Self {
             started: Instant::now(),
+            start: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             total: AtomicU64::new(0),
         }
+    }
+
+    /// So many bytes did not come now: they say nothing of the rate.
+    pub(super) fn set_start(&self, bytes: u64) {
+        self.start.store(bytes, Ordering::Relaxed);
+        self.set_bytes(bytes);
     }
 
     pub(super) fn set_bytes(&self, bytes: u64) {
@@ -59,11 +68,12 @@ impl Meter {
 
     pub(super) fn progress(&self) -> Progress {
         let bytes = self.bytes.load(Ordering::Relaxed);
+        let came = bytes.saturating_sub(self.start.load(Ordering::Relaxed));
         let millis = self.started.elapsed().as_millis().max(1);
         Progress {
             bytes,
             total: Some(self.total.load(Ordering::Relaxed)).filter(|total| *total > 0),
-            bytes_per_second: (u128::from(bytes) * 1000 / millis) as u64,
+            bytes_per_second: (u128::from(came) * 1000 / millis) as u64,
         }
     }
 }

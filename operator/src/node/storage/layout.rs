@@ -6,6 +6,7 @@
 //! DATA_DIR/images/<sha256>.json    what it is
 //! DATA_DIR/urls/<key>.json         which content a URL gave
 //! DATA_DIR/roots/<sha256>.img      an archive as a small ext4 file system, copied for every container
+//! DATA_DIR/parts/<key>             a download under way; <key>.json: where from, and how much of it is certain
 //! DATA_DIR/vm/<uid>/               root.qcow2 | root, seed.iso, disk-<name>.qcow2
 //! ```
 //!

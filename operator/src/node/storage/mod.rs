@@ -19,9 +19,11 @@ mod iso9660;
 pub mod kvm_probe;
 mod layout;
 mod lease;
+mod part;
 mod room;
 mod root_fs;
 mod seed;
+mod sink;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -31,7 +33,7 @@ use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use virtshell_crds::instance::{Driver, ResolvedImage};
@@ -119,12 +121,14 @@ impl Storage {
             images: data_dir.join("images"),
             urls: data_dir.join("urls"),
             roots: data_dir.join("roots"),
+            parts: data_dir.join("parts"),
         };
         let instances = data_dir.join("vm");
-        for dir in [&dirs.images, &dirs.urls, &dirs.roots, &instances] {
+        for dir in [&dirs.images, &dirs.urls, &dirs.roots, &dirs.parts, &instances] {
             make_dir(dir)?;
             remove_leftovers(dir)?;
         }
+        part::tidy(&dirs.parts, SystemTime::now(), true)?;
         for dir in subdirectories(&instances)? {
             remove_leftovers(&dir)?;
         }
@@ -134,7 +138,7 @@ impl Storage {
         };
         let fetcher = Fetcher {
             client: http_client()?,
-            dir: dirs.images.clone(),
+            dir: dirs.parts.clone(),
             room: room.clone(),
             max_bytes: options.max_image_mib * MIB,
             retry: options.retry,
@@ -226,6 +230,7 @@ impl Storage {
                 }
             }
             let referenced = evict::referenced(files)?;
+            part::tidy(&inner.data_dir.join("parts"), SystemTime::now(), false)?;
             let short = inner.room.now()?.shortage_mib() * MIB;
             inner.cache.evict(&referenced, asked, inner.limits, short)
         })

@@ -55,7 +55,7 @@ async fn an_unused_image_goes_with_all_that_was_made_of_it() {
     time_passes(&bench);
     assert_eq!(evict(&storage, vec![]).await, 2);
     bench.assert_nothing_cached();
-    assert!(storage.cached_images().is_empty());
+    assert_eq!(storage.cached_images().len(), 0);
     // And it comes again when it is wanted again.
     let again = storage.ensure_image(&root).await.unwrap();
     assert!(again.path.exists() && again.root_template.unwrap().exists());
@@ -149,7 +149,7 @@ async fn what_was_just_handed_out_stays() {
     drop((handed, boot));
     time_passes(&bench);
     let none = storage.evict_images(vec![], asked).await.unwrap();
-    assert!(none.is_empty(), "its reference may be younger than the question");
+    assert_eq!(none.len(), 0, "its reference may be younger than the question");
     time_passes(&bench);
     assert_eq!(evict(&storage, vec![]).await, 2);
     assert!(!path.exists() && !kernel.exists());

@@ -4,6 +4,7 @@ mod disks;
 mod downloads;
 mod evict;
 mod images;
+mod parts;
 mod roots;
 mod server;
 mod speed;
@@ -71,7 +72,7 @@ impl Bench {
 
     /// Fails when a failed fetch left anything.
     pub fn assert_nothing_cached(&self) {
-        for dir in ["images", "urls", "roots"] {
+        for dir in ["images", "urls", "roots", "parts"] {
             assert_eq!(self.names(dir), Vec::<String>::new(), "{dir}");
         }
     }
