@@ -210,6 +210,26 @@ impl PrivateHost {
         Ok(outcome.stdout.trim_end().to_owned())
     }
 
+    /// Runs a shell line in a guest, by its agent, and returns what it printed.
+    ///
+    /// # Errors
+    /// When the agent does not answer, or the line fails.
+    pub fn in_guest(&self, domain: &str, line: &str) -> Result<String> {
+        let call = json!({"execute": "guest-exec",
+            "arguments": {"path": "/bin/sh", "arg": ["-c", line], "capture-output": true}});
+        let ask = format!(
+            r#"ask() {{ virsh -q -c qemu:///system qemu-agent-command --timeout 20 {domain} "$1"; }}
+            pid=$(ask '{call}' | jq .return.pid) && [ -n "$pid" ] || exit 1
+            while answer=$(ask "{{\"execute\": \"guest-exec-status\", \"arguments\": {{\"pid\": $pid}}}}"); do
+                [ "$(jq .return.exited <<<"$answer")" = false ] || break
+                sleep 0.1
+            done
+            jq -r '.return["out-data"] // ""' <<<"$answer" | base64 -d
+            exit "$(jq -r '.return.exitcode // 128' <<<"$answer")""#
+        );
+        self.sh(&ask)
+    }
+
     /// Brings the host up, with the files that it has; the agent is started apart.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ async fn a_destroyed_and_a_suspended_domain_run_again() -> Result<()> {
     ensure!(second != first, "it was started again");
 
     story.virsh(&format!("suspend {name}"))?;
-    story.event("drift", "DomainResumed").await?;
+    story.event("drift", "DomainSuspended").await?;
     story.ready("drift").await?;
     ensure!(story.virsh(&format!("domstate {name}"))? == "running");
     ensure!(story.qemu("drift").await? == second, "resumed, not restarted");
@@ -84,7 +84,7 @@ async fn a_redefined_domain_gets_its_memory_back() -> Result<()> {
 
     // While it runs, and while it is stopped.
     story.host().sh(&redefine)?;
-    story.event("drift", "DomainRedefined").await?;
+    story.event("drift", "DomainEdited").await?;
     story.until_virsh(&memory, |seen| seen == asked).await?;
     story.ready("drift").await?;
     ensure!(story.qemu("drift").await? == pid, "repaired without a restart");
@@ -116,7 +116,7 @@ async fn a_removed_disk_is_told_and_one_put_back_is_used() -> Result<()> {
         })
         .await?;
     ensure!(
-        said(&told, "Ready").contains("put the file back"),
+        said(&told, "Ready").contains("put it back"),
         "{}",
         said(&told, "Ready")
     );
