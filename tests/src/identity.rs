@@ -8,10 +8,10 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
-use virtshell_crds::{Host, HostSpec, Instance, host_account, host_lease, node_manager};
+use virtshell_crds::{Host, HostSpec, Instance, TaskAssignment, host_account, host_lease, node_manager};
 
 use crate::kubectl::Outcome;
 use crate::{ControlPlane, control_plane};
@@ -182,6 +182,30 @@ impl SimulatedNode {
     ) -> kube::Result<Instance> {
         self.apply_status(&self.instances(namespace), name, "Instance", status)
             .await
+    }
+
+    /// The parts of Tasks that its host was given in a namespace, as an agent sees them.
+    ///
+    /// # Errors
+    /// Whatever the API server answers.
+    pub async fn assignments(&self, namespace: &str) -> kube::Result<Vec<TaskAssignment>> {
+        let own = ListParams::default().fields(&format!("spec.host={}", self.host));
+        let api: Api<TaskAssignment> = Api::namespaced(self.account.client.clone(), namespace);
+        Ok(api.list(&own).await?.items)
+    }
+
+    /// Reports `status` of a TaskAssignment: all that an agent owns there.
+    ///
+    /// # Errors
+    /// Whatever the API server answers; Forbidden for an assignment of another host.
+    pub async fn report_assignment(
+        &self,
+        namespace: &str,
+        name: &str,
+        status: Value,
+    ) -> kube::Result<TaskAssignment> {
+        let api = Api::namespaced(self.account.client.clone(), namespace);
+        self.apply_status(&api, name, "TaskAssignment", status).await
     }
 
     /// Takes the finalizer away from an Instance, as an agent does when the domain is gone.

@@ -1,0 +1,12 @@
+//! The cluster controller against a real API server, with its own account and node agents played by the test.
+//!
+//! - [`world`]: a namespace with an Environment and hosts of its own, and what agents do there.
+//! - `tasks`: work that hosts do inside guests.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+
+mod tasks;
+mod world;
