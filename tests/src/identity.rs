@@ -194,7 +194,7 @@ impl SimulatedNode {
         Ok(api.list(&own).await?.items)
     }
 
-    /// Reports `status` of a TaskAssignment: all that an agent owns there.
+    /// Reports `status` of a `TaskAssignment`: all that an agent owns there.
     ///
     /// # Errors
     /// Whatever the API server answers; Forbidden for an assignment of another host.

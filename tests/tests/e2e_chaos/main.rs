@@ -8,6 +8,7 @@ mod agent;
 mod crash;
 mod drift;
 mod libvirtd;
+mod live;
 mod ownership;
 mod storage;
 mod story;
