@@ -3,7 +3,7 @@
 //! libvirtd serves five requests of one client connection at a time, so five guests that do not respond would hang a
 //! shared one. Hence a line of its own for every kind of call ([`Lane`]), each with four calls in flight at most. A call
 //! past its deadline keeps its thread and its place until libvirt answers; its domain takes no further call of that kind
-//! meanwhile, and a line that lost half of its places is opened anew.
+//! meanwhile, and a line whose calls do not come back is opened anew.
 //!
 //! ```text
 //! connecting --opened, subscribed--> up --closed, or a call found it dead--> connecting (after a pause)
@@ -23,6 +23,8 @@ use super::metrics::Metrics;
 
 /// Calls in flight on one line.
 const PLACES: usize = 4;
+/// How long a call waits for a place while no other call of its line comes back, until it gets a fresh line.
+const HELD_UP: Duration = Duration::from_secs(1);
 /// How long opening a connection may take.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long libvirt may take to describe its emulators, each of which it starts once.
@@ -97,7 +99,12 @@ struct Up {
 struct Line {
     link: Link,
     places: Arc<Semaphore>,
+    /// Calls that were given up.
     lost: AtomicUsize,
+    /// Calls that came back.
+    returned: AtomicUsize,
+    /// A fresh one takes its part.
+    retired: AtomicBool,
 }
 
 impl Line {
@@ -106,6 +113,8 @@ impl Line {
             link,
             places: Arc::new(Semaphore::new(PLACES)),
             lost: AtomicUsize::new(0),
+            returned: AtomicUsize::new(0),
+            retired: AtomicBool::new(false),
         })
     }
 }
@@ -299,10 +308,21 @@ impl Connection {
             domain: domain.to_owned(),
             after: deadline,
         };
-        let line = self.line(lane, domain)?;
-        let places = Arc::clone(&line.places);
-        let Ok(Ok(place)) = tokio::time::timeout(deadline, places.acquire_owned()).await else {
-            return Err(timed_out());
+        let mut line = self.line(lane, domain)?;
+        let waiting = Instant::now();
+        let place = loop {
+            let returned = line.returned.load(Ordering::Acquire);
+            let place = Arc::clone(&line.places).acquire_owned();
+            if let Ok(Ok(place)) = tokio::time::timeout(HELD_UP, place).await {
+                break place;
+            }
+            if waiting.elapsed() >= deadline {
+                return Err(timed_out());
+            }
+            if line.returned.load(Ordering::Acquire) == returned {
+                self.renew(lane, &line).await;
+                line = self.line(lane, domain)?;
+            }
         };
         let came_back = Arc::new(AtomicBool::new(false));
         let ending = Ending {
@@ -315,7 +335,9 @@ impl Connection {
         let running = tokio::task::spawn_blocking(move || {
             let _place = place;
             let _ending = ending;
-            call(&on_line.link)
+            let answer = call(&on_line.link);
+            on_line.returned.fetch_add(1, Ordering::Release);
+            answer
         });
         let answer = tokio::time::timeout(deadline, running).await;
         self.metrics.libvirt_call(what, started.elapsed());
@@ -333,28 +355,37 @@ impl Connection {
                 if !came_back.load(Ordering::Acquire) {
                     stuck.insert(key);
                     drop(stuck);
-                    self.lost_place(lane, &line);
+                    if line.lost.fetch_add(1, Ordering::Relaxed) + 1 >= PLACES / 2 {
+                        let this = Arc::clone(self);
+                        tokio::spawn(async move { this.renew(lane, &line).await });
+                    }
                 }
                 Err(timed_out())
             }
         }
     }
 
-    /// A line that lost half of its places to calls that do not come back is opened anew.
-    fn lost_place(self: &Arc<Self>, lane: Lane, line: &Arc<Line>) {
-        if line.lost.fetch_add(1, Ordering::Relaxed) + 1 != PLACES / 2 || self.uri.starts_with("test:") {
+    /// Puts a fresh line in the place of one whose calls do not come back, unless that is being done.
+    async fn renew(self: &Arc<Self>, lane: Lane, old: &Arc<Line>) {
+        // An in-process driver has no other line, and never waits.
+        if self.uri.starts_with("test:") || old.retired.swap(true, Ordering::AcqRel) {
             return;
         }
         tracing::warn!(uri = %self.uri, ?lane, "calls do not come back; opening a fresh connection");
-        let (this, old) = (Arc::clone(self), Arc::clone(line));
-        tokio::task::spawn_blocking(move || {
-            let Ok(link) = Link::open(&this.uri) else { return };
+        let (this, old) = (Arc::clone(self), Arc::clone(old));
+        let renewing = tokio::task::spawn_blocking(move || {
+            let Ok(link) = Link::open(&this.uri) else {
+                // Later, then: a connection that is down is found out elsewhere.
+                old.retired.store(false, Ordering::Release);
+                return;
+            };
             let mut up = this.up.write().unwrap_or_else(PoisonError::into_inner);
-            let Some(up) = up.as_mut() else { return };
-            if let Some((_, line)) = up.lines.iter_mut().find(|(_, line)| Arc::ptr_eq(line, &old)) {
+            let mut lines = up.iter_mut().flat_map(|up| &mut up.lines);
+            if let Some((_, line)) = lines.find(|(_, line)| Arc::ptr_eq(line, &old)) {
                 *line = Line::new(link);
             }
         });
+        let _ = renewing.await;
     }
 }
 
