@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A Kubernetes control plane on this machine: etcd, kube-apiserver and kube-controller-manager as plain processes.
+# A Kubernetes control plane on this machine: etcd, kube-apiserver and kube-controller-manager as plain processes, loopback only.
 #
 #   controlplane.sh bin          print the directory that holds the programs (and kubectl); builds them when there are none
 #   controlplane.sh start DIR    start it with its state in DIR and wait until it is ready; nothing happens when it runs already
@@ -11,7 +11,6 @@
 #
 # Environment:
 #   VIRTSHELL_APISERVER_PORT=6443   where the API server listens; auto = a free port, the same at the next start
-#   VIRTSHELL_APISERVER_BIND=127.0.0.1   with another address than loopback, further hosts reach it (hack/host.sh)
 #   VIRTSHELL_UNSAFE_NO_FSYNC=1     for tests: etcd leaves its writes to the page cache
 #   VIRTSHELL_CACHE                 where the built programs are kept (default ~/.cache/virtshell)
 #   KUBEBUILDER_ASSETS              a directory with the four programs, used before any other
@@ -185,7 +184,7 @@ start_etcd() {
 start_apiserver() {
     start_process "$1" kube-apiserver "$2/kube-apiserver" \
         --etcd-servers=unix://etcd.sock:0 \
-        --bind-address="${VIRTSHELL_APISERVER_BIND:-127.0.0.1}" --secure-port="$3" --advertise-address=127.0.0.1 --endpoint-reconciler-type=none \
+        --bind-address=127.0.0.1 --secure-port="$3" --advertise-address=127.0.0.1 --endpoint-reconciler-type=none \
         --service-cluster-ip-range=10.96.0.0/16 \
         --tls-cert-file=pki/apiserver.crt --tls-private-key-file=pki/apiserver.key \
         --client-ca-file=pki/ca.crt --anonymous-auth=false --authorization-mode=Node,RBAC \

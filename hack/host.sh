@@ -15,8 +15,7 @@
 #
 # Needs root. Environment:
 #   VIRTSHELL_STATE_DIR       default .virtshell: the hosts are in hosts/ there
-#   KUBECONFIG                join: an administrator of a cluster. An API server on 127.0.0.1 must listen for hosts too: start it with
-#                             VIRTSHELL_APISERVER_BIND=0.0.0.0
+#   KUBECONFIG                join: an administrator of the cluster
 #   VIRTSHELL_OPERATOR        join: the program; default target/release/virtshell-operator
 #   VIRTSHELL_HOST_DATA_MIB   start: make its data directory, /srv/virtshell, a file system in memory of this size
 set -euo pipefail
@@ -210,19 +209,33 @@ connect() {
     echo "$names" >"$HOSTS/names"
 }
 
-# disconnect: the device went with the host; the bridge goes with the last one.
+# forward PORT: leads what hosts send to this port of the bridge to the API server on 127.0.0.1.
+forward() {
+    local -a rule=(PREROUTING -i "$BRIDGE" -d "$NET.1" -p tcp --dport "$1" -m comment --comment "$BRIDGE" -j DNAT --to-destination "127.0.0.1:$1")
+    echo 1 >"/proc/sys/net/ipv4/conf/$BRIDGE/route_localnet"
+    iptables -w -t nat -C "${rule[@]}" 2>/dev/null || iptables -w -t nat -A "${rule[@]}"
+}
+
+# disconnect: the device went with the host; the bridge, and what was led from it, goes with the last one.
 disconnect() {
+    local rule
     [[ ! -e /sys/class/net/$ID ]] || ip link delete "$ID" 2>/dev/null || true
-    [[ -n $(ip -o link show master "$BRIDGE" 2>/dev/null) ]] || ip link delete "$BRIDGE" 2>/dev/null || true
+    [[ -z $(ip -o link show master "$BRIDGE" 2>/dev/null) ]] || return 0
+    ip link delete "$BRIDGE" 2>/dev/null || true
+    iptables -w -t nat -S PREROUTING | sed -n "/--comment $BRIDGE /s/^-A //p" | while read -ra rule; do
+        iptables -w -t nat -D "${rule[@]}"
+    done
 }
 
 # --- The agent --------------------------------------------------------------------------------------------------------------------
 
 join_host() {
-    local operator=${VIRTSHELL_OPERATOR:-$BINARIES/virtshell-operator}
+    local operator=${VIRTSHELL_OPERATOR:-$BINARIES/virtshell-operator} server
     [[ -x $operator ]] || die "there is no program $operator" "make build, or set VIRTSHELL_OPERATOR"
     is_running "$DIR" host || die "the host $NAME does not run" "hack/host.sh start $NAME"
     use_cluster
+    server=$(kubectl config view --raw --minify -o 'jsonpath={.clusters[0].cluster.server}')
+    [[ ! $server =~ //127\.0\.0\.1:([0-9]+) ]] || with_lock "$NETWORK_LOCK" forward "${BASH_REMATCH[1]}"
     host_account "$NAME"
     if [[ ! -s $DIR/agent.token ]]; then
         first_token "virtshell-host-$NAME" 168h "$DIR/agent.token"

@@ -14,14 +14,10 @@ use kube::{Api, Client, Config};
 use crate::watchdog::Watchdog;
 use crate::{Kubectl, leftovers, repository};
 
-/// Where an API server listens that only this machine asks.
-const LOOPBACK: &str = "127.0.0.1";
-
 /// A running control plane. Stopped and removed when dropped, and when this process ends.
 #[derive(Debug)]
 pub struct ControlPlane {
     directory: PathBuf,
-    bind: &'static str,
     kubectl: Kubectl,
     _watchdog: Watchdog,
 }
@@ -32,15 +28,7 @@ impl ControlPlane {
     /// # Errors
     /// When the control plane does not start or refuses the manifests; the message carries what the scripts said.
     pub fn start() -> anyhow::Result<Self> {
-        Self::start_in(leftovers::own_directory("control-plane")?, LOOPBACK)
-    }
-
-    /// As [`Self::start`]; [hosts of their own](crate::farm) reach it too.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
-    pub fn start_for_hosts() -> anyhow::Result<Self> {
-        Self::start_in(leftovers::own_directory("control-plane")?, "0.0.0.0")
+        Self::start_in(leftovers::own_directory("control-plane")?)
     }
 
     /// The one that the tests of this binary share. A test keeps to a [namespace](Self::namespace) of its own, and to
@@ -56,15 +44,14 @@ impl ControlPlane {
             .map_err(|error| anyhow::anyhow!("the shared control plane did not start: {error}"))
     }
 
-    fn start_in(directory: PathBuf, bind: &'static str) -> anyhow::Result<Self> {
-        let programs = PathBuf::from(script(&["bin"], bind)?.trim());
+    fn start_in(directory: PathBuf) -> anyhow::Result<Self> {
+        let programs = PathBuf::from(script(&["bin"])?.trim());
         let path = directory.to_str().context("the temporary directory is UTF-8")?;
         let watchdog = leftovers::guard(&directory)?;
-        script(&["start", path], bind)?;
+        script(&["start", path])?;
         let kubectl = Kubectl::new(&programs.join("kubectl"), &directory.join("admin.kubeconfig"));
         let control_plane = Self {
             directory,
-            bind,
             kubectl,
             _watchdog: watchdog,
         };
@@ -133,7 +120,7 @@ impl ControlPlane {
             .directory
             .to_str()
             .context("the temporary directory is UTF-8")?;
-        script(&["start", path], self.bind).map(drop)
+        script(&["start", path]).map(drop)
     }
 
     /// The kubeconfig of a full administrator.
@@ -201,13 +188,12 @@ pub async fn client(kubeconfig: &Path) -> anyhow::Result<Client> {
     Ok(Client::try_from(config)?)
 }
 
-/// Runs `hack/controlplane.sh` and returns what it printed; an API server that it starts listens on `bind`.
-fn script(arguments: &[&str], bind: &str) -> anyhow::Result<String> {
+/// Runs `hack/controlplane.sh` and returns what it printed.
+fn script(arguments: &[&str]) -> anyhow::Result<String> {
     let path = repository().join("hack/controlplane.sh");
     let output = Command::new(&path)
         .args(arguments)
         .env("VIRTSHELL_APISERVER_PORT", "auto")
-        .env("VIRTSHELL_APISERVER_BIND", bind)
         .env("VIRTSHELL_UNSAFE_NO_FSYNC", "1")
         .output()
         .with_context(|| format!("cannot run {}", path.display()))?;

@@ -42,7 +42,7 @@ impl Farm {
     /// When a part does not start; the message carries what it said.
     pub async fn start(names: &[&str]) -> Result<Self> {
         let operator = program::operator()?;
-        let control_plane = ControlPlane::start_for_hosts()?;
+        let control_plane = ControlPlane::start()?;
         let account = control_plane.account(SYSTEM, "virtshell-controller").await?;
         let [port] = ports::free()?;
         let listen = format!("127.0.0.1:{port}");
@@ -155,8 +155,7 @@ impl PrivateHost {
     /// system of that size.
     ///
     /// # Errors
-    /// When `hack/host.sh` fails; the message carries what it said. The control plane must have been
-    /// [started for hosts](ControlPlane::start_for_hosts).
+    /// When `hack/host.sh` fails; the message carries what it said.
     pub fn start(control_plane: &ControlPlane, name: &str, data_mib: Option<u32>) -> Result<Self> {
         let directory = leftovers::own_directory("hosts")?;
         // There from the start: it tells the clean-up what this is.
