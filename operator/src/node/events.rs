@@ -161,6 +161,11 @@ fn describe(change: &Change) -> String {
 /// How often an Event is tried to be written: for about five minutes.
 const TRIES: u32 = 9;
 
+/// Whether the API server will refuse again. One that has just started does not know its accounts and roles yet.
+fn is_final(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(answer) if (400..500).contains(&answer.code) && ![401, 403, 429].contains(&answer.code))
+}
+
 /// Writes the Event beside the work: nobody waits for it. Guests are repaired while the API server is away, and that is
 /// told when it is back, unless that takes too long.
 pub fn told(context: &Context, instance: &Instance, tell: &Tell) {
@@ -171,9 +176,7 @@ pub fn told(context: &Context, instance: &Instance, tell: &Tell) {
                 return;
             };
             tracing::debug!(reason = event.reason, %error, attempt, "an Event was not written");
-            // What the API server itself refuses it will refuse again.
-            if matches!(&error, kube::Error::Api(answer) if (400..500).contains(&answer.code) && answer.code != 429)
-            {
+            if is_final(&error) {
                 return;
             }
             tokio::time::sleep(backoff::pause(
@@ -183,4 +186,27 @@ pub fn told(context: &Context, instance: &Instance, tell: &Tell) {
             .await;
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_final_unless_the_api_server_may_not_know_us_yet() {
+        for (code, expected) in [
+            (400, true),
+            (404, true),
+            (422, true),
+            (401, false),
+            (403, false),
+            (429, false),
+            (500, false),
+        ] {
+            let error = kube::Error::Api(Box::new(Status::failure("no", "").with_code(code)));
+            assert_eq!(is_final(&error), expected, "{code}");
+        }
+    }
 }
