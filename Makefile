@@ -3,7 +3,7 @@ SHELL := /bin/bash
 # Where rustup puts cargo; the shell that `make up` installed it from does not know yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down clean clean-cache build test check generate bench
+.PHONY: help up down clean clean-cache build test check generate tour bench
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,6 +31,9 @@ check: ## format, lints, documentation
 
 generate: ## write manifests/crds from the types in crds/
 	@cargo run --quiet --locked -p virtshell-crds --bin crdgen
+
+tour: up ## break what VirtShell must survive, and see what it does (root)
+	@hack/tour.sh
 
 bench: up ## measure VirtShell on this machine beside raw libvirt (root)
 	@. $${VIRTSHELL_STATE_DIR:-.virtshell}/env && cargo run --quiet --release --locked -p virtshell-tests --bin bench

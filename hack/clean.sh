@@ -30,6 +30,7 @@ clean() {
         uses_own_cluster || step "Removing what was applied to the cluster" delete_applied
     fi
     step "Removing domains that are left" delete_domains
+    remove_hosts
     step "Stopping VirtShell" bring_down
     step "Removing $DATA_DIR" remove_data_dir
 }
@@ -93,6 +94,14 @@ delete_domains() {
                 virsh -q -c "$uri" undefine "$domain" >/dev/null
             fi
         done
+    done
+}
+
+# remove_hosts: those that hack/host.sh added.
+remove_hosts() {
+    local host
+    for host in "$STATE_DIR"/hosts/*/; do
+        [[ ! -d $host ]] || step "Removing the host $(basename "$host")" "$REPO/hack/host.sh" remove "$(basename "$host")"
     done
 }
 

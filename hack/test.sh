@@ -32,7 +32,7 @@ main() {
     step "Building the tests" cargo test --workspace --locked --quiet --no-run
     VIRTSHELL_STATE_DIR=$RUN/libvirt-state step "Starting libvirt" hack/libvirt.sh start
     say "==> Tests"
-    env VIRTSHELL_TEST_RUN="$RUN" cargo test --workspace --locked --no-fail-fast "$@" </dev/null || result=$?
+    env VIRTSHELL_TEST_RUN="$RUN" VIRTSHELL_OPERATOR="$(realpath -m "${CARGO_TARGET_DIR:-target}/release/virtshell-operator")" cargo test --workspace --locked --no-fail-fast "$@" </dev/null || result=$?
 
     trap - EXIT
     cleanup || { say "error: tests left behind what is listed above" && result=1; }
