@@ -37,3 +37,6 @@ tour: up ## break what VirtShell must survive, and see what it does (root)
 
 bench: up ## measure VirtShell on this machine beside raw libvirt (root)
 	@. $${VIRTSHELL_STATE_DIR:-.virtshell}/env && cargo run --quiet --release --locked -p virtshell-tests --bin bench
+
+scale: build ## measure the node agent with a thousand Instances on libvirt's test driver
+	@cargo run --quiet --release --locked -p virtshell-tests --bin scale
