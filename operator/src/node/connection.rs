@@ -1,9 +1,11 @@
 //! The connections to one libvirt, kept alive, and the bounded way to call it.
 //!
-//! libvirtd serves five requests of one client connection at a time, so five guests that do not respond would hang a
-//! shared one. Hence a line of its own for every kind of call ([`Lane`]), each with four calls in flight at most. A call
-//! past its deadline keeps its thread and its place until libvirt answers; its domain takes no further call of that kind
-//! meanwhile, and a line whose calls do not come back is opened anew.
+//! A call that waits for a guest must not delay one for another. libvirtd serves five requests of one client connection at
+//! a time; and its client library wakes the thread that waits on a connection's socket in a way that can get lost, so that
+//! calls made beside a long one may not even be sent until that one is over. Hence no connection has two calls in flight.
+//! Connections are kept, in lines for every kind of call ([`Lane`]), with four places each. A call past its deadline keeps
+//! its thread and its place until libvirt answers; its domain takes no further call of that kind meanwhile, and a line
+//! whose calls do not come back is replaced.
 //!
 //! ```text
 //! connecting --opened, subscribed--> up --closed, or a call found it dead--> connecting (after a pause)
@@ -91,31 +93,62 @@ pub struct Connection {
 struct Up {
     facts: Facts,
     lines: Vec<(Lane, Arc<Line>)>,
-    /// The connection that brings events: that of the first line, which may be replaced.
+    /// The connection that brings events, and nothing else.
     events: Link,
     _subscription: Subscription,
 }
 
+/// Places for calls, each with a connection of its own while it lasts.
 struct Line {
-    link: Link,
+    uri: String,
+    /// Connections that nobody uses now.
+    idle: Mutex<Vec<Link>>,
+    /// The one for all, where connections need not be kept apart.
+    common: Option<Link>,
     places: Arc<Semaphore>,
     /// Calls that were given up.
     lost: AtomicUsize,
     /// Calls that came back.
     returned: AtomicUsize,
-    /// A fresh one takes its part.
-    retired: AtomicBool,
 }
 
 impl Line {
-    fn new(link: Link) -> Arc<Self> {
+    fn new(uri: &str, common: Option<Link>) -> Arc<Self> {
         Arc::new(Self {
-            link,
+            uri: uri.to_owned(),
+            idle: Mutex::default(),
+            common,
             places: Arc::new(Semaphore::new(PLACES)),
             lost: AtomicUsize::new(0),
             returned: AtomicUsize::new(0),
-            retired: AtomicBool::new(false),
         })
+    }
+
+    /// Makes a call, on a connection that has none in flight. Blocks.
+    fn call<T>(&self, call: impl FnOnce(&Link) -> Result<T, HypervisorError>) -> Result<T, HypervisorError> {
+        let answer = match &self.common {
+            Some(common) => call(common),
+            None => self.call_alone(call),
+        };
+        self.returned.fetch_add(1, Ordering::Release);
+        answer
+    }
+
+    fn call_alone<T>(
+        &self,
+        call: impl FnOnce(&Link) -> Result<T, HypervisorError>,
+    ) -> Result<T, HypervisorError> {
+        let idle = || self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = idle().pop();
+        let link = match kept {
+            Some(link) => link,
+            None => Link::open(&self.uri)?,
+        };
+        let answer = call(&link);
+        if !matches!(answer, Err(HypervisorError::Disconnected { .. })) {
+            idle().push(link);
+        }
+        answer
     }
 }
 
@@ -208,26 +241,14 @@ impl Connection {
     }
 
     fn open_all(self: &Arc<Self>) -> Result<Up, HypervisorError> {
-        let read = Link::open(&self.uri)?;
+        let events = Link::open(&self.uri)?;
         // An in-process driver has nobody to overload, and some of its worlds belong to one connection.
-        let another = || {
-            if self.uri.starts_with("test:") {
-                Ok(read.clone())
-            } else {
-                Link::open(&self.uri)
-            }
-        };
-        let mut lines = Vec::with_capacity(LINES.len());
-        for lane in LINES {
-            let link = if lane == Lane::Read {
-                read.clone()
-            } else {
-                another()?
-            };
-            lines.push((lane, Line::new(link)));
-        }
+        let common = self.uri.starts_with("test:").then(|| events.clone());
+        let lines = LINES
+            .map(|lane| (lane, Line::new(&self.uri, common.clone())))
+            .into();
         let weak = Arc::downgrade(self);
-        let subscription = read.subscribe(move |notice| {
+        let subscription = events.subscribe(move |notice| {
             let Some(this) = weak.upgrade() else { return };
             if notice == Notice::Closed {
                 this.broken.notify_one();
@@ -237,9 +258,9 @@ impl Connection {
             (this.signals)(Signal::Notice(notice));
         })?;
         Ok(Up {
-            facts: read.facts()?,
+            facts: events.facts()?,
             lines,
-            events: read,
+            events,
             _subscription: subscription,
         })
     }
@@ -320,7 +341,7 @@ impl Connection {
                 return Err(timed_out());
             }
             if line.returned.load(Ordering::Acquire) == returned {
-                self.renew(lane, &line).await;
+                self.renew(lane, &line);
                 line = self.line(lane, domain)?;
             }
         };
@@ -335,9 +356,7 @@ impl Connection {
         let running = tokio::task::spawn_blocking(move || {
             let _place = place;
             let _ending = ending;
-            let answer = call(&on_line.link);
-            on_line.returned.fetch_add(1, Ordering::Release);
-            answer
+            on_line.call(call)
         });
         let answer = tokio::time::timeout(deadline, running).await;
         self.metrics.libvirt_call(what, started.elapsed());
@@ -356,8 +375,7 @@ impl Connection {
                     stuck.insert(key);
                     drop(stuck);
                     if line.lost.fetch_add(1, Ordering::Relaxed) + 1 >= PLACES / 2 {
-                        let this = Arc::clone(self);
-                        tokio::spawn(async move { this.renew(lane, &line).await });
+                        self.renew(lane, &line);
                     }
                 }
                 Err(timed_out())
@@ -365,27 +383,18 @@ impl Connection {
         }
     }
 
-    /// Puts a fresh line in the place of one whose calls do not come back, unless that is being done.
-    async fn renew(self: &Arc<Self>, lane: Lane, old: &Arc<Line>) {
-        // An in-process driver has no other line, and never waits.
-        if self.uri.starts_with("test:") || old.retired.swap(true, Ordering::AcqRel) {
+    /// Puts a fresh line in the place of one whose calls do not come back, unless that is done.
+    fn renew(&self, lane: Lane, old: &Arc<Line>) {
+        // An in-process driver never waits for a guest.
+        if old.common.is_some() {
             return;
         }
-        tracing::warn!(uri = %self.uri, ?lane, "calls do not come back; opening a fresh connection");
-        let (this, old) = (Arc::clone(self), Arc::clone(old));
-        let renewing = tokio::task::spawn_blocking(move || {
-            let Ok(link) = Link::open(&this.uri) else {
-                // Later, then: a connection that is down is found out elsewhere.
-                old.retired.store(false, Ordering::Release);
-                return;
-            };
-            let mut up = this.up.write().unwrap_or_else(PoisonError::into_inner);
-            let mut lines = up.iter_mut().flat_map(|up| &mut up.lines);
-            if let Some((_, line)) = lines.find(|(_, line)| Arc::ptr_eq(line, &old)) {
-                *line = Line::new(link);
-            }
-        });
-        let _ = renewing.await;
+        let mut up = self.up.write().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = up.iter_mut().flat_map(|up| &mut up.lines);
+        if let Some((_, line)) = lines.find(|(_, line)| Arc::ptr_eq(line, old)) {
+            tracing::warn!(uri = %self.uri, ?lane, "calls do not come back; others get places of their own");
+            *line = Line::new(&self.uri, None);
+        }
     }
 }
 
