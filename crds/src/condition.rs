@@ -14,6 +14,8 @@ pub const READY: &str = "Ready";
 pub const CONVERGED: &str = "Converged";
 /// The guest agent answers; `Unknown` for guests without its channel.
 pub const AGENT_CONNECTED: &str = "AgentConnected";
+/// The builder has run to its end; only of Instances that have one. `False` says how far it is, or why it failed.
+pub const PROVISIONED: &str = "Provisioned";
 /// Host: every configured libvirt connection answers.
 pub const LIBVIRT_CONNECTED: &str = "LibvirtConnected";
 /// Host: new Instances may be placed here.

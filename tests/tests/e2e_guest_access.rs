@@ -391,3 +391,150 @@ fn a_command_whose_agent_was_killed_is_not_run_twice() -> Result<()> {
     }
     Ok(())
 }
+
+/// Makes a Git repository with this `run.sh` the builder in the container: what a server of the user's own would be.
+fn publish(system: &System, domain: &str, run: &str) -> Result<()> {
+    let script = system.state().join("run.sh");
+    std::fs::write(&script, run)?;
+    let line = format!(
+        "folder=$(mktemp -d); cd $folder; git init -q work; cp {} work/run.sh; git -C work add run.sh; \
+         git -C work -c user.name=t -c user.email=t@example.org commit -q -m run; mkdir srv; \
+         git clone -q --bare work srv/builder.git; \
+         tar -c srv | virsh -q -c lxc:///system lxc-enter-namespace --noseclabel {domain} -- /bin/tar -x -C /; rm -rf $folder",
+        script.display()
+    );
+    sh(system, &line).map(drop)
+}
+
+/// Gives the container this machine's Git, with the libraries it links to.
+fn install_git(system: &System, domain: &str) -> Result<()> {
+    let line = format!(
+        "git=$(command -v git); libraries=$(ldd $git | grep -o '/[^ ]*'); \
+         tar -P -ch $git $(command -v git-upload-pack) $libraries | \
+         virsh -q -c lxc:///system lxc-enter-namespace --noseclabel {domain} -- /bin/tar -x -C /"
+    );
+    sh(system, &line).map(drop)
+}
+
+#[test]
+fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
+    let Some(system) = system() else { return Ok(()) };
+    let _agent = AGENT.write().unwrap_or_else(PoisonError::into_inner);
+    let object = |kind: &str, name: &str, spec: Value| {
+        apply(
+            system,
+            &json!({
+                "apiVersion": "virtshell.io/v1alpha1", "kind": kind,
+                "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec,
+            }),
+        )
+    };
+    let field = |path: &str| {
+        sh(
+            system,
+            &format!("kubectl -n virtshell get vsi built -o 'jsonpath={{{path}}}'"),
+        )
+    };
+    let ready = |reason: &str| -> Result<String> {
+        let started = Instant::now();
+        loop {
+            let seen = field(".status.conditions[?(@.type==\"Ready\")].reason")?;
+            if seen == reason {
+                return field(".status.message");
+            }
+            ensure!(
+                started.elapsed() < LIMIT,
+                "Ready is still {seen}, not {reason}: {}",
+                field(".status")?
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    let again = |token: &str| {
+        let patch = json!({"spec": {"restartToken": token, "restartMode": "Force"}});
+        sh(
+            system,
+            &format!("kubectl -n virtshell patch vsi built --type=merge -p '{patch}'"),
+        )
+    };
+
+    let container = sh(
+        system,
+        "kubectl -n virtshell get vsi hello-container -o 'jsonpath={.spec.image}'",
+    )?;
+    object(
+        "Provisioner",
+        "builds",
+        json!({"image": container, "driver": "lxc", "memoryMiB": 64, "diskMiB": 64, "builder": "file:///srv/builder.git", "executor": "sh run.sh"}),
+    )?;
+    object(
+        "Instance",
+        "built",
+        json!({"provisioner": "builds", "vars": {"greeting": "it's me"}}),
+    )?;
+
+    // No Git in the guest: said with what the guest said.
+    let message = ready("CloneFailed")?;
+    ensure!(
+        message.contains("exit code 127") && message.contains("git: not found"),
+        "{message}"
+    );
+    ensure!(field(".status.phase")? == "Failed" && field(".status.provisioned")? == "false");
+    let domain = field(".status.domain.name")?;
+    install_git(system, &domain)?;
+
+    // The executor fails: its last words are in the message.
+    publish(system, &domain, "echo working; echo no such package >&2; exit 3")?;
+    again("second")?;
+    let message = ready("ExecutorFailed")?;
+    ensure!(
+        message.ends_with("exit code 3: working\nno such package"),
+        "{message}"
+    );
+
+    // The agent is killed while it runs: it is not run again.
+    publish(system, &domain, "echo run >>/root/runs; sleep 4")?;
+    again("third")?;
+    let started = Instant::now();
+    while in_guest(system, "built", "cat /root/runs 2>/dev/null || true")
+        .unwrap_or_default()
+        .is_empty()
+    {
+        ensure!(started.elapsed() < LIMIT, "the executor does not start");
+    }
+    ensure!(field(".status.phase")? == "Provisioning");
+    let record = std::fs::read_to_string(system.state().join("run/node"))?;
+    sh(
+        system,
+        &format!("kill -9 {}", record.split_whitespace().next().context("a pid")?),
+    )?;
+    let up = system.script("up.sh")?;
+    ensure!(up.success, "{}", up.stderr);
+    ready("Interrupted")?;
+    ensure!(
+        in_guest(system, "built", "cat /root/runs")? == "run",
+        "it ran once"
+    );
+
+    // Asked for again, it runs to its end, and restarts do not repeat it.
+    let run = "echo \"$VS_INSTANCE_NAME|$VS_ENVIROMENT|$VS_GREETING|$VS_DEPENDS|$PWD\" >>/root/told";
+    publish(system, &domain, run)?;
+    again("fourth")?;
+    ready("Running")?;
+    ensure!(field(".status.phase")? == "Running" && field(".status.provisioned")? == "true");
+    again("fifth")?;
+    let started = Instant::now();
+    while field(".status.lastRestartToken")? != "fifth" {
+        ensure!(started.elapsed() < LIMIT, "it is not restarted");
+    }
+    ready("Running")?;
+    let told = in_guest(system, "built", "cat /root/told")?;
+    ensure!(told == "built|default|it's me|[]|/root/builder", "{told}");
+    let metadata =
+        format!("virsh -c lxc:///system metadata {domain} https://virtshell.io/domain/v1 --config");
+    ensure!(
+        sh(system, &metadata)?.contains("provisioned=\"true\"")
+            || sh(system, &metadata)?.contains("provisioned='true'")
+    );
+    sh(system, "kubectl -n virtshell delete vsi built --timeout=60s; kubectl -n virtshell delete provisioners.virtshell.io builds").map(drop)
+}

@@ -217,8 +217,12 @@ fn supported(spec: &InstanceSpec, resolved: &Resolved) -> Result<(), Refusal> {
             "Field cloneFrom: cloning is not supported yet",
         ));
     }
-    if !resolved.builder.is_empty() || !resolved.depends.is_empty() {
-        let message = "Field provisioner: its builder and depends are not supported yet";
+    if !resolved.depends.is_empty() {
+        let message = "Field provisioner: its depends are not supported yet";
+        return Err(Refusal::new("NotSupported", message));
+    }
+    if !resolved.builder.is_empty() && spec.vars_from.is_some() {
+        let message = "Field varsFrom: not supported yet; use vars";
         return Err(Refusal::new("NotSupported", message));
     }
     if resolved.driver == Some(Driver::Lxc) {

@@ -20,6 +20,7 @@ use super::goal::{Offer, macs};
 use super::guest::Guests;
 use super::metrics::Metrics;
 use super::observed::{Memory, Moment};
+use super::provision::Jobs;
 use super::queue::Requests;
 use super::storage::{BootFiles, CachedImage, Storage};
 
@@ -47,6 +48,8 @@ pub struct Context {
     pub records: Mutex<HashMap<String, Record>>,
     /// What guests said.
     pub guests: Arc<Guests>,
+    /// What is known of the building of Instances.
+    pub jobs: Jobs,
     /// Asks for looks.
     pub requests: Requests,
     /// Writes Events.
@@ -121,6 +124,7 @@ impl Context {
     pub fn forget(&self, uid: &str) {
         locked(&self.records).remove(uid);
         self.guests.stop(uid);
+        self.jobs.forget(uid);
         if let Some(key) = &self.ssh_key {
             key.forget(uid);
         }

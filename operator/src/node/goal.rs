@@ -153,6 +153,8 @@ pub struct Machine {
     pub vnc: Option<String>,
     /// libvirt's autostart flag.
     pub autostart: bool,
+    /// The status says that its builder has run to the end.
+    pub provisioned: bool,
     /// Fields that the spec leaves out and this host chose.
     pub defaulted: Vec<&'static str>,
 }
@@ -359,6 +361,7 @@ fn machine(
         serial: consoles.serial,
         vnc: consoles.vnc.map(|vnc| vnc.listen),
         autostart: spec.autostart && spec.power_state == PowerState::Running,
+        provisioned: instance.status.as_ref().and_then(|s| s.provisioned) == Some(true),
         defaulted: [
             ("maxCpus", spec.max_cpus.is_none()),
             ("maxMemoryMiB", spec.max_memory_mib.is_none()),

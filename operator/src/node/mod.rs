@@ -32,6 +32,7 @@ pub mod metrics;
 pub mod observed;
 pub mod perform;
 pub mod plan;
+pub mod provision;
 pub mod queue;
 pub mod reconcile;
 pub mod report;
@@ -177,6 +178,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         endpoint: RwLock::new(listening.endpoint()),
         records: Mutex::new(HashMap::new()),
         guests: Arc::new(Guests::default()),
+        jobs: provision::Jobs::default(),
         requests,
         metrics: metrics.clone(),
         started: Instant::now(),

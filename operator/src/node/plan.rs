@@ -369,7 +369,8 @@ fn metadata(machine: &Machine, provisioned: bool) -> Metadata {
         namespace: machine.id.namespace.clone(),
         name: machine.id.name.clone(),
         restart_token: machine.restart_token.clone(),
-        provisioned,
+        // Either remembers it for the other: a status that was replaced, a domain that was undefined.
+        provisioned: provisioned || machine.provisioned,
         applied: machine.applied(),
     }
 }

@@ -11,6 +11,7 @@ use kube::{Resource, ResourceExt};
 use serde_json::json;
 use virtshell_crds::{FINALIZER_DOMAIN, Instance, PowerState};
 
+use super::access::{Signs as Ways, choose};
 use super::applied::{DiskWord, InterfaceWord, words};
 use super::backoff;
 use super::connection::{Connection, Lane};
@@ -23,6 +24,7 @@ use super::metadata::differing;
 use super::observed::{DomainState, Files, Moment, Observed, OurDomain, PausedBy, Power};
 use super::perform::{PerformError, Performer, image_key};
 use super::plan::{Action, Blocked, Device, Next, Waiting, patience, plan};
+use super::provision::{self, Job, Stage};
 use super::report::{self, Facts, Failure, OWNED, Outcome, status};
 use super::storage::{ObservedFiles, StorageError};
 use crate::status::{apply, differs};
@@ -306,7 +308,6 @@ impl Look<'_> {
             return self.failed(goal, Some(seen), &stuck.into(), record).await;
         }
         record.failures = 0;
-        record.told.clear();
         // A stop that was asked for and taken back is over: the next one has its own deadline.
         record.memory.asked = None;
         match &seen.domain {
@@ -319,11 +320,60 @@ impl Look<'_> {
                 self.context.guests.stop(&machine.id.uid);
             }
         }
-        self.report(Some(machine), Some(seen), &Outcome::Settled, record)
+        let stage = self.stage(machine, &seen.domain);
+        match &stage {
+            Stage::Failed(cause, message) => self.told(record, cause.as_str(), message.clone()),
+            Stage::NotNeeded | Stage::Waiting(_) | Stage::Running | Stage::Done => record.told.clear(),
+        }
+        self.report_stage(Some(machine), Some(seen), &Outcome::Settled, record, Some(&stage))
             .await;
+        provision::start_claimed(self.context, &machine.id.uid, &machine.restart_token);
         let now = self.context.now();
         let patience = patience(&record.memory, now).map(|until| until.saturating_sub(now));
-        (Some(patience.unwrap_or(RESYNC).min(RESYNC)), None)
+        let again = match stage {
+            Stage::Waiting(_) => provision::LOOK_AGAIN,
+            Stage::Done if !machine.provisioned => SOON,
+            Stage::NotNeeded | Stage::Running | Stage::Done | Stage::Failed(..) => RESYNC,
+        };
+        (Some(patience.unwrap_or(RESYNC).min(again)), None)
+    }
+
+    /// How far the building of the guest is; claims it when it is to be started.
+    fn stage(&self, machine: &Machine, domain: &DomainState) -> Stage {
+        let DomainState::Ours(domain) = domain else {
+            return Stage::NotNeeded;
+        };
+        let (context, uid) = (self.context, &machine.id.uid);
+        let instance = context
+            .instances
+            .get(uid)
+            .unwrap_or_else(|| Arc::clone(self.instance));
+        let status = instance.status.clone().unwrap_or_default();
+        let ways = Ways {
+            domain_type: Some(machine.domain_type),
+            ..Ways::of(context, &instance)
+        };
+        let (now, job) = (context.now(), context.jobs.get(uid));
+        let (stage, start) = provision::decide(&provision::Signs {
+            needed: provision::is_needed(&instance),
+            provisioned: status.provisioned == Some(true) || domain.config.metadata.provisioned,
+            said: provision::said(&status),
+            job: job.as_ref(),
+            retry: provision::is_retried(&status, domain),
+            running: domain.power == Power::Running,
+            way: choose(&ways, now),
+            addressed: ways.address.is_some() || machine.interfaces.is_empty(),
+            waited: ways
+                .running_since
+                .map_or(Duration::ZERO, |since| now.saturating_sub(since)),
+        });
+        match (&stage, start) {
+            (_, Some(channel)) => context.jobs.put(uid, Job::Claimed(channel)),
+            // Another try has begun.
+            (Stage::Waiting(_), None) => context.jobs.forget(uid),
+            (Stage::NotNeeded | Stage::Running | Stage::Done | Stage::Failed(..), None) => {}
+        }
+        stage
     }
 
     fn watch(&self, machine: &Machine, domain: &OurDomain, connection: &Arc<Connection>, record: &Record) {
@@ -402,13 +452,24 @@ impl Look<'_> {
         (Some(pause), Some(reason))
     }
 
-    /// Writes the status, when it differs from what is there.
     async fn report(
         &self,
         machine: Option<&Machine>,
         seen: Option<&Seen>,
         outcome: &Outcome,
         record: &mut Record,
+    ) {
+        self.report_stage(machine, seen, outcome, record, None).await;
+    }
+
+    /// Writes the status, when it differs from what is there.
+    async fn report_stage(
+        &self,
+        machine: Option<&Machine>,
+        seen: Option<&Seen>,
+        outcome: &Outcome,
+        record: &mut Record,
+        stage: Option<&Stage>,
     ) {
         let uid = self.instance.uid().unwrap_or_default();
         // The newest version: a write of ours may have come between.
@@ -432,6 +493,7 @@ impl Look<'_> {
             files: seen.map(|s| &s.files),
             guest: &self.context.guests.view(&uid),
             record,
+            stage,
             moment: self.context.now(),
             now: Time(Timestamp::now()),
         };

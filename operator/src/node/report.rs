@@ -4,7 +4,9 @@
 //! it differs from what is there.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use virtshell_crds::condition::{AGENT_CONNECTED, CONVERGED, IMAGE_READY, READY, Status, condition, upsert};
+use virtshell_crds::condition::{
+    AGENT_CONNECTED, CONVERGED, IMAGE_READY, PROVISIONED, READY, Status, condition, upsert,
+};
 use virtshell_crds::instance::{Addresses, DiskStatus, DomainStatus, Driver, InterfaceStatus, Timings};
 use virtshell_crds::{Instance, InstanceStatus, Phase, PowerState};
 
@@ -14,6 +16,7 @@ use super::guest::GuestView;
 use super::observed::Moment;
 use super::observed::{DomainState, OurDomain, Power};
 use super::plan::{Blocked, Outstanding, Waiting, outstanding};
+use super::provision::{Stage, is_retried};
 use super::storage::ObservedFiles;
 
 /// The top-level fields of status that the node owns.
@@ -81,6 +84,8 @@ pub struct Facts<'a> {
     pub guest: &'a GuestView,
     /// What the agent remembers.
     pub record: &'a Record,
+    /// How far its building is; absent when this look did not get to it.
+    pub stage: Option<&'a Stage>,
     /// The agent's clock.
     pub moment: Moment,
     /// The calendar.
@@ -106,8 +111,8 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
     };
     let mut status = InstanceStatus {
         observed_generation: facts.instance.metadata.generation,
-        phase: phase(ours, outcome).or(old.phase),
-        message: message(outcome),
+        phase: phase(facts, ours, outcome).or(old.phase),
+        message: message(facts, outcome),
         host: Some(facts.host.to_owned()),
         power_state: if asked {
             ours.map(|d| power_state(d.power))
@@ -117,7 +122,10 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
         last_restart_token: ours.map_or(old.last_restart_token.clone(), |d| {
             d.config.metadata.restart_token.clone()
         }),
-        provisioned: old.provisioned,
+        provisioned: match facts.stage {
+            None | Some(Stage::NotNeeded) => old.provisioned,
+            Some(stage) => Some(*stage == Stage::Done),
+        },
         domain: domain(facts, ours).or(if asked { None } else { old.domain.clone() }),
         disks: facts
             .files
@@ -147,8 +155,13 @@ pub fn status(facts: &Facts<'_>, outcome: &Outcome) -> InstanceStatus {
 }
 
 /// Absent when nothing may be said, so that the last one stays.
-fn phase(ours: Option<&OurDomain>, outcome: &Outcome) -> Option<Phase> {
+fn phase(facts: &Facts<'_>, ours: Option<&OurDomain>, outcome: &Outcome) -> Option<Phase> {
     match outcome {
+        Outcome::Settled if ours.is_some_and(|d| d.power == Power::Running) => Some(match facts.stage {
+            Some(Stage::Waiting(_) | Stage::Running) => Phase::Provisioning,
+            Some(Stage::Failed(..)) => Phase::Failed,
+            Some(Stage::NotNeeded | Stage::Done) | None => Phase::Running,
+        }),
         Outcome::Deleting => Some(Phase::Deleting),
         Outcome::Failed(failure) if failure.unknown => None,
         Outcome::Failed(failure) if !failure.transient => Some(Phase::Failed),
@@ -165,13 +178,24 @@ fn phase(ours: Option<&OurDomain>, outcome: &Outcome) -> Option<Phase> {
     }
 }
 
-fn message(outcome: &Outcome) -> String {
+fn message(facts: &Facts<'_>, outcome: &Outcome) -> String {
     match outcome {
-        Outcome::Settled | Outcome::Deleting => String::new(),
+        Outcome::Settled => unbuilt(facts).map_or_else(String::new, |(_, message)| message),
+        Outcome::Deleting => String::new(),
         Outcome::Waiting(_, text) => text.clone(),
         Outcome::Blocked(blocked) => explain(blocked),
         Outcome::Failed(failure) => failure.message.clone(),
     }
+}
+
+/// Reason and message of an Instance that is not built yet, or could not be.
+fn unbuilt(facts: &Facts<'_>) -> Option<(&'static str, String)> {
+    let stage = facts.stage?;
+    let (_, reason, message) = stage.said().filter(|_| *stage != Stage::Done)?;
+    Some(match stage {
+        Stage::Failed(..) => (reason, message),
+        Stage::NotNeeded | Stage::Waiting(_) | Stage::Running | Stage::Done => ("Provisioning", message),
+    })
 }
 
 /// What blocks, and what would help.
@@ -310,7 +334,7 @@ fn conditions(
     outstanding: &Outstanding,
     old: &[Condition],
 ) -> Vec<Condition> {
-    let mine = [IMAGE_READY, READY, CONVERGED, AGENT_CONNECTED];
+    let mine = [IMAGE_READY, READY, CONVERGED, AGENT_CONNECTED, PROVISIONED];
     let mut list: Vec<Condition> = old
         .iter()
         .filter(|c| mine.contains(&c.type_.as_str()))
@@ -321,7 +345,7 @@ fn conditions(
     for (type_, (status, reason, message)) in [
         (IMAGE_READY, image_ready(facts, outcome)),
         (READY, ready(facts, ours, outcome)),
-        (CONVERGED, converged(outcome, outstanding)),
+        (CONVERGED, converged(facts, outcome, outstanding)),
         (AGENT_CONNECTED, agent_connected(facts, ours)),
     ] {
         // What was said of image and agent stands while nothing can be asked.
@@ -334,7 +358,47 @@ fn conditions(
             ),
         }
     }
+    provisioned(facts, ours, &mut list);
     list
+}
+
+/// What is said of the builder stands until a look gets to it; but a failure does not outlive a restart that asked for
+/// another try.
+fn provisioned(facts: &Facts<'_>, ours: Option<&OurDomain>, list: &mut Vec<Condition>) {
+    let status = facts.instance.status.as_ref();
+    let retried = status
+        .zip(ours)
+        .is_some_and(|(status, domain)| is_retried(status, domain));
+    let said = match facts.stage {
+        Some(stage) => stage.said(),
+        None if retried && list.iter().any(|c| c.type_ == PROVISIONED && c.status != "True") => {
+            Stage::Waiting("the instance is restarted").said()
+        }
+        None => {
+            let generation = facts.instance.metadata.generation;
+            for condition in list.iter_mut().filter(|c| c.type_ == PROVISIONED) {
+                condition.observed_generation = generation;
+            }
+            return;
+        }
+    };
+    match said {
+        None => list.retain(|c| c.type_ != PROVISIONED),
+        Some((status, reason, message)) => {
+            let generation = facts.instance.metadata.generation;
+            upsert(
+                list,
+                condition(
+                    PROVISIONED,
+                    status,
+                    reason,
+                    message,
+                    generation,
+                    facts.now.clone(),
+                ),
+            );
+        }
+    }
 }
 
 type Said = (Status, &'static str, String);
@@ -359,7 +423,10 @@ fn image_ready(facts: &Facts<'_>, outcome: &Outcome) -> Said {
 
 fn ready(facts: &Facts<'_>, ours: Option<&OurDomain>, outcome: &Outcome) -> Said {
     match outcome {
-        Outcome::Settled => (Status::True, settled_reason(ours), emulation(facts)),
+        Outcome::Settled => match unbuilt(facts) {
+            Some((reason, message)) => (Status::False, reason, message),
+            None => (Status::True, settled_reason(ours), emulation(facts)),
+        },
         Outcome::Waiting(waiting, text) => (Status::False, waiting_reason(*waiting), text.clone()),
         Outcome::Blocked(blocked) => (Status::False, blocked_reason(blocked), explain(blocked)),
         Outcome::Failed(failure) => {
@@ -390,10 +457,13 @@ fn emulation(facts: &Facts<'_>) -> String {
     })
 }
 
-fn converged(outcome: &Outcome, outstanding: &Outstanding) -> Said {
+fn converged(facts: &Facts<'_>, outcome: &Outcome, outstanding: &Outstanding) -> Said {
     let fields = outstanding.fields.join(", ");
     match outcome {
-        Outcome::Settled if outstanding.fields.is_empty() => (Status::True, "Converged", String::new()),
+        Outcome::Settled if outstanding.fields.is_empty() => match unbuilt(facts) {
+            Some((reason, message)) => (Status::False, reason, message),
+            None => (Status::True, "Converged", String::new()),
+        },
         Outcome::Settled if outstanding.pending == outstanding.fields => (
             Status::False,
             "Detaching",
@@ -408,7 +478,7 @@ fn converged(outcome: &Outcome, outstanding: &Outstanding) -> Said {
             (Status::Unknown, failure.reason, failure.message.clone())
         }
         Outcome::Waiting(..) | Outcome::Blocked(_) | Outcome::Failed(_) => {
-            (Status::False, "Converging", message(outcome))
+            (Status::False, "Converging", message(facts, outcome))
         }
         Outcome::Deleting => (Status::False, "Deleting", String::new()),
     }

@@ -122,8 +122,8 @@ fn what_nobody_acts_on_is_refused() {
             "NotSupported",
         ),
         (
-            "builder",
-            json!({"image": "i", "provisioner": "p"}),
+            "variables from elsewhere",
+            json!({"image": "i", "provisioner": "p", "varsFrom": "https://x/vars.yaml"}),
             builder(json!({"builder": "https://x/r", "executor": "sh run"})),
             "NotSupported",
         ),

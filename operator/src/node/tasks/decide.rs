@@ -18,6 +18,7 @@ use super::Kind;
 use super::result::failed;
 use crate::node::access::{Channel, Choice, Signs, choose};
 use crate::node::observed::Moment;
+use crate::node::provision::is_unfinished;
 
 /// Commands in guests of this host at the same time.
 pub const AT_ONCE: usize = 32;
@@ -245,6 +246,10 @@ pub fn standing(target: &AssignedTarget, namespace: &str, seen: &Seen<'_>, now: 
     let running = instance.status.as_ref().and_then(|s| s.power_state) == Some(PowerState::Running);
     if !running {
         return give_up(PATIENCE, "NotRunning", "the instance is not running");
+    }
+    // Work on one Instance is done in order, and its creation came first.
+    if is_unfinished(instance) {
+        return Standing::Wait;
     }
     match choose(seen.signs, now) {
         Choice::Use(channel) => Standing::Ready(channel),
