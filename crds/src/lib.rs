@@ -17,6 +17,7 @@ pub mod group;
 pub mod host;
 pub mod image;
 pub mod instance;
+pub mod launch;
 pub mod manifests;
 pub mod names;
 pub mod provisioner;
@@ -77,6 +78,9 @@ pub const ANNOTATION_CREATE_TASK: &str = "virtshell.io/create-task";
 /// Annotation with the status (JSON) that a client gave its manual Task: status is a second write, which whoever finds the
 /// Task without it can make up for.
 pub const ANNOTATION_INITIAL_STATUS: &str = "virtshell.io/initial-status";
+
+/// Annotation of a launch child with the generation of its parent that it was last made to follow.
+pub const ANNOTATION_LAUNCH_GENERATION: &str = "virtshell.io/launch-generation";
 
 /// Annotation by which an administrator says that a host is gone for good; its value must be the Host's uid.
 pub const ANNOTATION_CONFIRM_GONE: &str = "virtshell.io/confirm-gone";

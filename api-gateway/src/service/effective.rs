@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use virtshell_crds::resolve::{self, DEFAULT_ENVIRONMENT, NamedImage};
-use virtshell_crds::{Driver, Environment, HostType, Image, Instance, Launch, Phase, Provisioner};
+use virtshell_crds::{Driver, Environment, HostType, Image, Instance, Launch, Phase, Provisioner, launch};
 
 use super::Service;
 use super::error::object_name;
@@ -152,7 +152,7 @@ impl Service {
         }
         if self.is_launch_parent(instance) {
             let children = self.children(instance);
-            if let Some(phase) = aggregate(children.iter().map(|child| own_phase(child))) {
+            if let Some(phase) = launch::phase(children.iter().map(|child| own_phase(child))) {
                 return phase;
             }
         }
@@ -170,38 +170,5 @@ fn own_phase(instance: &Instance) -> Phase {
         Phase::Deleting
     } else {
         phase
-    }
-}
-
-/// The phase of a group: failed when one failed, else that of the one that is least far.
-fn aggregate(phases: impl Iterator<Item = Phase>) -> Option<Phase> {
-    phases.min_by_key(|phase| match phase {
-        Phase::Failed => 0,
-        Phase::Pending => 1,
-        Phase::Creating => 2,
-        Phase::Provisioning => 3,
-        Phase::Deleting => 4,
-        Phase::Stopped => 5,
-        Phase::Paused => 6,
-        Phase::Running => 7,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_group_is_as_far_as_its_least() {
-        use Phase::{Creating, Failed, Pending, Running, Stopped};
-        for (phases, expected) in [
-            (vec![], None),
-            (vec![Running, Running], Some(Running)),
-            (vec![Running, Creating, Pending], Some(Pending)),
-            (vec![Running, Stopped], Some(Stopped)),
-            (vec![Running, Failed, Pending], Some(Failed)),
-        ] {
-            assert_eq!(aggregate(phases.iter().copied()), expected, "{phases:?}");
-        }
     }
 }

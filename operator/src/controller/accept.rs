@@ -10,9 +10,12 @@ use std::sync::Arc;
 use virtshell_crds::condition::{self, ACCEPTED};
 use virtshell_crds::instance::{DiskBus, InstanceSpec, Resolved};
 use virtshell_crds::resolve::{self, DEFAULT_ENVIRONMENT, NamedImage, ResolveError};
-use virtshell_crds::{Driver, Environment, Image, Instance, Provisioner, Section};
+use virtshell_crds::{Driver, Environment, Image, Instance, Launch, Provisioner, Section, launch};
 
 use super::cache::Cached;
+
+/// Longest wire name, in characters.
+const LONGEST_NAME: usize = 255;
 
 /// What an Instance refers to, as found; absent = there is none of that name.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +30,8 @@ pub struct References {
     pub image: Option<Arc<Image>>,
     /// Images of additional disks, by disk name.
     pub disk_images: BTreeMap<String, Arc<Image>>,
+    /// The launch parent that made it.
+    pub parent: Option<Arc<Instance>>,
     /// Every Instance of the same wire name in the namespace, this one among them.
     pub namesakes: Vec<Arc<Instance>>,
 }
@@ -97,6 +102,11 @@ pub fn frozen(instance: &Instance) -> Option<&Resolved> {
 
 fn created(instance: &Instance, refs: &References) -> Result<Acceptance, Refusal> {
     let spec = &instance.spec;
+    if let Some(parent) = &refs.parent
+        && let Some(values) = frozen(parent)
+    {
+        return launched(spec, parent, values);
+    }
     let name = environment_name(spec);
     let environment = refs
         .environment
@@ -115,10 +125,39 @@ fn created(instance: &Instance, refs: &References) -> Result<Acceptance, Refusal
     let mut resolved = resolve::resolve(spec, provisioner, image, &disk_images)?;
     environment.wire_name().clone_into(&mut resolved.environment);
     supported(spec, &resolved)?;
+    room_for_names(instance, &resolved)?;
     Ok(Acceptance {
         resolved,
         tags: resolve::tags(spec, provisioner),
     })
+}
+
+/// The children of a launch have the values of their parent, whatever has become of what it refers to.
+fn launched(spec: &InstanceSpec, parent: &Instance, values: &Resolved) -> Result<Acceptance, Refusal> {
+    let inherited = Resolved {
+        launch: Some(Launch::default()),
+        ..values.clone()
+    };
+    let resolved = resolve::refreeze(&inherited, spec, BTreeMap::new());
+    supported(spec, &resolved)?;
+    let tags = parent.status.as_ref().map(|s| s.tags.clone());
+    Ok(Acceptance {
+        resolved,
+        tags: tags.unwrap_or_default(),
+    })
+}
+
+/// The children of a launch have longer names.
+fn room_for_names(instance: &Instance, resolved: &Resolved) -> Result<(), Refusal> {
+    let Some(launch) = resolved.launch.filter(|launch| launch.max > 1) else {
+        return Ok(());
+    };
+    let longest = launch::child_name(instance.wire_name(), launch.max);
+    if longest.chars().count() <= LONGEST_NAME {
+        return Ok(());
+    }
+    let message = format!("Field name: {longest} of the launch has more than {LONGEST_NAME} characters");
+    Err(Refusal::new("NameTooLong", message))
 }
 
 fn edited(instance: &Instance, values: &Resolved, refs: &References) -> Result<Acceptance, Refusal> {
@@ -205,12 +244,6 @@ fn may_use_section(
 
 /// What the schema accepts and nobody acts on is refused rather than ignored.
 fn supported(spec: &InstanceSpec, resolved: &Resolved) -> Result<(), Refusal> {
-    if resolved.launch.is_some_and(|l| l.max > 1) {
-        return Err(Refusal::new(
-            "LaunchNotSupported",
-            "Field launch: only 1 is supported yet",
-        ));
-    }
     if spec.clone_from.is_some() {
         return Err(Refusal::new(
             "NotSupported",

@@ -3,7 +3,7 @@
 //! Nothing here decides. A change of one object puts every object in line whose answer it could alter; the reconcile
 //! then looks at everything anew.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use virtshell_crds::{
 use super::accept::{References, environment_name, frozen};
 use super::cache::{Cache, Cached, Change, ObjectKey};
 use super::events::Events;
+use super::launch::group::parent_of;
 use super::ledger::{self, Ledger};
 use super::metrics::Metrics;
 use super::pulse::Pulse;
@@ -85,6 +86,8 @@ pub struct Desk {
     unaccepted: HashSet<ObjectKey>,
     /// Instances without `Scheduled=True`.
     unscheduled: HashSet<ObjectKey>,
+    /// Children of launch parents, by the parent's uid.
+    children: HashMap<String, BTreeSet<ObjectKey>>,
     /// Set when a host got more room; taken by who tells the unscheduled.
     room: bool,
 }
@@ -96,6 +99,18 @@ impl Desk {
             return;
         };
         let key = ObjectKey::of(&**any);
+        let parent = |i: &Option<Arc<Instance>>| Some(parent_of(i.as_deref()?)?.uid.clone());
+        if let Some(parent) = parent(&change.old)
+            && let Some(children) = self.children.get_mut(&parent)
+        {
+            children.remove(&key);
+            if children.is_empty() {
+                self.children.remove(&parent);
+            }
+        }
+        if let Some(parent) = parent(&change.new) {
+            self.children.entry(parent).or_default().insert(key.clone());
+        }
         let live = change
             .new
             .as_ref()
@@ -115,6 +130,12 @@ impl Desk {
         };
         keep(&mut self.unaccepted, &key, lacks(ACCEPTED, true));
         keep(&mut self.unscheduled, &key, lacks(SCHEDULED, false));
+    }
+
+    /// The children of a launch parent (uid).
+    #[must_use]
+    pub fn children_of(&self, parent: &str) -> Vec<ObjectKey> {
+        self.children.get(parent).into_iter().flatten().cloned().collect()
     }
 }
 
@@ -288,10 +309,21 @@ impl Context {
             section: section.and_then(|name| self.sections.find("", name)),
             image: image.and_then(|name| self.images.find(namespace, name)),
             disk_images: disks.collect(),
+            parent: self.launch_parent(instance),
             namesakes: self.instances.namesakes(namespace, instance.wire_name()),
             environment,
             provisioner,
         }
+    }
+
+    /// The launch parent that made an Instance.
+    pub fn launch_parent(&self, instance: &Instance) -> Option<Arc<Instance>> {
+        let owner = parent_of(instance)?;
+        let parent = self.instances.get(&ObjectKey {
+            namespace: instance.namespace().unwrap_or_default(),
+            name: owner.name.clone(),
+        })?;
+        (parent.metadata.uid.as_ref() == Some(&owner.uid)).then_some(parent)
     }
 
     /// The Environment an Instance is in, by its frozen values or its spec.
@@ -358,6 +390,16 @@ impl Context {
             }
         }
         self.wake_tasks_on(&key);
+        if let Some(owner) = parent_of(any) {
+            let parent = ObjectKey {
+                namespace: key.namespace.clone(),
+                name: owner.name.clone(),
+            };
+            self.wake_tasks_on(&parent);
+            // Children change together: one look at their parent is enough for many.
+            self.queue
+                .add_after(Key::Instance(parent), Duration::from_millis(200));
+        }
         if change.new.is_none() {
             lock(&self.announced).remove(&any.uid().unwrap_or_default());
         }

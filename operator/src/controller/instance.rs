@@ -48,11 +48,17 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
         return Ok(None);
     };
     if instance.metadata.deletion_timestamp.is_some() {
+        super::launch::release(ctx, &instance).await?;
         return release(ctx, &instance).await.map(|()| None);
     }
     mark_silence(ctx, &instance).await?;
     let refs = ctx.references(&instance);
     let accepted = accept::accept(&instance, &refs);
+    if let Some(launch) = super::launch::of(&instance, &accepted) {
+        let again = super::launch::reconcile(ctx, instance.clone(), launch, accepted).await?;
+        let announced = super::task::make_announced(ctx, &instance).await?;
+        return Ok([again, announced].into_iter().flatten().min());
+    }
     let (instance, placement) = match &accepted {
         Ok(acceptance) => bind(ctx, instance, acceptance).await?,
         Err(_) => (instance, None),

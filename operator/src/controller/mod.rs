@@ -20,6 +20,7 @@ pub mod guard;
 pub mod host;
 pub mod identity;
 pub mod instance;
+pub mod launch;
 pub mod leader;
 pub mod ledger;
 pub mod metrics;

@@ -1,6 +1,7 @@
 //! The cluster controller against a real API server, with its own account and node agents played by the test.
 //!
 //! - [`world`]: a namespace with an Environment and hosts of its own, and what agents do there.
+//! - `launches`: groups of Instances.
 //! - `tasks`: work that hosts do inside guests.
 
 #![expect(
@@ -8,5 +9,6 @@
     reason = "a test fails by panicking, also in its helpers"
 )]
 
+mod launches;
 mod tasks;
 mod world;

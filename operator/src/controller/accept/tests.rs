@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use virtshell_crds::InstanceStatus;
 
 fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: Value) -> Arc<K> {
     let object = json!({
@@ -110,10 +111,10 @@ fn what_nobody_acts_on_is_refused() {
     };
     for (rule, spec, refs, expected) in [
         (
-            "launch",
-            json!({"image": "i", "launch": {"min": 1, "max": 2}}),
+            "names of a launch",
+            json!({"displayName": "n".repeat(253), "image": "i", "launch": {"min": 1, "max": 10}}),
             all(),
-            "LaunchNotSupported",
+            "NameTooLong",
         ),
         (
             "clone",
@@ -266,4 +267,39 @@ fn one_of_two_keeps_a_name() {
             )
         );
     }
+}
+
+#[test]
+fn children_of_a_launch_take_over_what_their_parent_was_accepted_with() {
+    let launch = json!({"min": 1, "max": 3});
+    let spec = json!({"image": "i", "launch": launch, "memoryMiB": 256, "tags": ["t"], "displayName": "n".repeat(253)});
+    let parent = object("Instance", "p", spec);
+    let values = accept(&parent, &all()).unwrap();
+    assert_eq!(values.resolved.launch, Some(Launch { min: 1, max: 3 }));
+    let mut parent: Instance = (*parent).clone();
+    parent.status = Some(InstanceStatus {
+        resolved: Some(values.resolved.clone()),
+        tags: values.tags.clone(),
+        ..InstanceStatus::default()
+    });
+    let child: Arc<Instance> = object(
+        "Instance",
+        "p-1",
+        json!({"image": "i", "launch": {"min": 1, "max": 1}, "memoryMiB": 512, "tags": ["t"]}),
+    );
+    // Whatever they refer to is gone.
+    let refs = References {
+        parent: Some(Arc::new(parent)),
+        ..References::default()
+    };
+    let accepted = accept(&child, &refs).unwrap();
+    let expected = Resolved {
+        launch: Some(Launch::default()),
+        memory_mib: Some(512),
+        ..values.resolved
+    };
+    assert_eq!(
+        (accepted.resolved, accepted.tags),
+        (expected, vec!["t".to_owned(), "db".to_owned()])
+    );
 }

@@ -107,8 +107,9 @@ pub async fn perform(
 ) -> Result<(TaskStatus, Vec<(String, Standing)>), Error> {
     withdraw(ctx, task).await?;
     let parts = parts_of(ctx, task);
-    let mut instances: Vec<Option<Arc<Instance>>> = Vec::with_capacity(task.spec.targets.len());
-    for target in &task.spec.targets {
+    let targets = super::targets(ctx, task, true);
+    let mut instances: Vec<Option<Arc<Instance>>> = Vec::with_capacity(targets.len());
+    for target in &targets {
         instances.push(super::find_target(ctx, task, target).await?);
     }
     let given: HashMap<&str, (&AssignedTarget, Given<'_>)> = parts
@@ -124,9 +125,7 @@ pub async fn perform(
             })
         })
         .collect();
-    let seen: Vec<Seen<'_>> = task
-        .spec
-        .targets
+    let seen: Vec<Seen<'_>> = targets
         .iter()
         .zip(&instances)
         .map(|(target, instance)| {

@@ -20,7 +20,7 @@ use serde_json::json;
 use virtshell_crds::task::{TargetGeneration, TaskHistory, TaskTarget};
 use virtshell_crds::{
     ANNOTATION_CREATE_TASK, ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, MANAGER_CONTROLLER,
-    PowerState, Task, TaskSpec, TaskState, TaskStatus,
+    PowerState, Task, TaskSpec, TaskState, TaskStatus, launch,
 };
 
 use super::accept;
@@ -191,7 +191,7 @@ async fn perform(
 ) -> Result<(TaskStatus, Vec<(String, Standing)>), Error> {
     let mut standings = Vec::with_capacity(task.spec.targets.len());
     let token = token(task);
-    for target in &task.spec.targets {
+    for target in &targets(ctx, task, work.is_power()) {
         let instance = find_target(ctx, task, target).await?;
         let name = instance
             .as_ref()
@@ -216,6 +216,7 @@ async fn perform(
         };
         let mut standing = judge(instance.as_deref(), &status);
         if let (Standing::Act, Some(instance)) = (&standing, &instance)
+            && !(work == Work::Create && launch::of_parent(instance).is_some())
             && let Some(written) = act(ctx, task, work, instance, &token).await?
         {
             status.generations.push(TargetGeneration {
@@ -224,9 +225,82 @@ async fn perform(
             });
             standing = judge(Some(&written), &status);
         }
+        if let (Work::Create, Some(parent)) = (work, &instance)
+            && let Some(group) = launched(ctx, task, parent, &mut status, &token).await?
+        {
+            standing = group;
+        }
         standings.push((name, standing));
     }
     Ok((status, standings))
+}
+
+/// What the Task is done to. A launch parent has no guest: where `expand` says so, its children stand for it.
+fn targets(ctx: &Context, task: &Task, expand: bool) -> Vec<TaskTarget> {
+    let namespace = task.namespace().unwrap_or_default();
+    let mut targets = Vec::with_capacity(task.spec.targets.len());
+    for target in &task.spec.targets {
+        let key = ObjectKey {
+            namespace: namespace.clone(),
+            name: target.name.clone(),
+        };
+        let parent = ctx.instances.get(&key).filter(|i| {
+            expand
+                && target.kind == "Instance"
+                && launch::of_parent(i).is_some()
+                && target
+                    .uid
+                    .as_ref()
+                    .is_none_or(|uid| i.metadata.uid.as_ref() == Some(uid))
+        });
+        let children = parent
+            .map(|p| super::launch::children(ctx, &p))
+            .unwrap_or_default();
+        if children.is_empty() {
+            targets.push(target.clone());
+        }
+        targets.extend(children.iter().map(|child| TaskTarget {
+            kind: target.kind.clone(),
+            name: child.name_any(),
+            uid: child.uid(),
+        }));
+    }
+    targets
+}
+
+/// How far a launch is, `None` where there is none yet. Another try asks the children that failed for one.
+async fn launched(
+    ctx: &Context,
+    task: &Task,
+    parent: &Instance,
+    status: &mut TaskStatus,
+    token: &str,
+) -> Result<Option<Standing>, Error> {
+    let launched = parent.status.as_ref().is_some_and(|s| !s.children.is_empty());
+    let Some(launch) = launch::of_parent(parent).filter(|_| launched) else {
+        return Ok(None);
+    };
+    let name = parent.name_any();
+    if task.spec.retry > 0 && !status.generations.iter().any(|g| g.name == name) {
+        for child in super::launch::children(ctx, parent) {
+            if failed(&child) {
+                let patch = json!({"metadata": {"uid": child.uid()}, "spec": {"restartToken": token}});
+                patch_instance(ctx, &child, &patch).await?;
+            }
+        }
+        status.generations.push(TargetGeneration {
+            name,
+            generation: parent.metadata.generation.unwrap_or_default(),
+        });
+    }
+    let children: Vec<_> = super::launch::children(ctx, parent)
+        .iter()
+        .map(|child| {
+            let generation = child.metadata.generation.unwrap_or_default();
+            (child.wire_name().to_owned(), outcome::created(child, generation))
+        })
+        .collect();
+    Ok(Some(outcome::launched(launch, &children)))
 }
 
 /// The Instance that a target means. What the cache does not show is asked for: the Task may have come first.
@@ -260,7 +334,15 @@ fn must_wait(ctx: &Context, task: &Task, target: &TaskTarget) -> bool {
         namespace: task.namespace().unwrap_or_default(),
         name: target.name.clone(),
     };
-    let others = ctx.task_index().of(&instance);
+    let parent = ctx.instances.get(&instance).and_then(|i| ctx.launch_parent(&i));
+    let parent = parent.map(|parent| ObjectKey::of(&*parent));
+    let index = ctx.task_index();
+    let others: Vec<ObjectKey> = [Some(instance), parent]
+        .iter()
+        .flatten()
+        .flat_map(|key| index.of(key))
+        .collect();
+    drop(index);
     others.iter().filter_map(|key| ctx.tasks.get(key)).any(|other| {
         other.metadata.uid != task.metadata.uid
             && order(&other) < order(task)

@@ -5,7 +5,7 @@
 
 use virtshell_crds::condition::{self, ACCEPTED, IMAGE_READY, READY, SCHEDULED};
 use virtshell_crds::task::TaskCounts;
-use virtshell_crds::{Instance, Phase, PowerState, TaskState};
+use virtshell_crds::{Instance, Launch, Phase, PowerState, TaskState};
 
 /// What a Task is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +152,9 @@ pub fn standing(work: Work, token: &str, is_retry: bool, target: &Target<'_>) ->
     }
 }
 
-fn created(instance: &Instance, generation: i64) -> Standing {
+/// How far the creation of an Instance is.
+#[must_use]
+pub fn created(instance: &Instance, generation: i64) -> Standing {
     if let Some(said) = refusal(instance) {
         return pending("dispatching", said);
     }
@@ -172,6 +174,40 @@ fn created(instance: &Instance, generation: i64) -> Standing {
             }
             Some(_) | None => working("creating", message(instance)),
         },
+    }
+}
+
+/// How far a launch is, from the creation of its children (name, standing): enough must run, and nobody may still be on the way.
+#[must_use]
+pub fn launched(launch: Launch, children: &[(String, Standing)]) -> Standing {
+    let is_done = |s: &Standing| *s == Standing::Succeeded;
+    // One that waits for room may wait for long, and says why; one that says nothing has not been looked at yet.
+    let waits = |s: &Standing| matches!(s, Standing::Pending(progress) if !progress.log.is_empty());
+    let is_failed = |s: &Standing| matches!(s, Standing::Failed(_));
+    let least = launch.min as usize;
+    let count = |is: &dyn Fn(&Standing) -> bool| children.iter().filter(|(_, s)| is(s)).count();
+    let (done, failed) = (count(&is_done), count(&is_failed));
+    let on_the_way = children
+        .iter()
+        .map(|(_, s)| s)
+        .find(|s| !is_done(s) && !waits(s) && !is_failed(s));
+    if children.len() - failed < least {
+        let can = children.len() - failed;
+        return Standing::Failed(format!(
+            "{can} of {} can run, {least} must: {}",
+            launch.max,
+            reasons(children)
+        ));
+    }
+    match (on_the_way, children.iter().find(|(_, s)| waits(s))) {
+        (Some(Standing::Working(progress)), _) => {
+            working(progress.stage, format!("{done} of {} run", launch.max))
+        }
+        (Some(_), _) => working("dispatching", format!("{done} of {} run", launch.max)),
+        (None, Some((name, Standing::Pending(progress)))) if done < least => {
+            pending(progress.stage, format!("{name}: {}", progress.log))
+        }
+        (None, _) => Standing::Succeeded,
     }
 }
 

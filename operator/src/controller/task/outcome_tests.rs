@@ -357,3 +357,52 @@ fn a_task_ends_with_its_last_target() {
         );
     }
 }
+
+#[test]
+fn a_launch_succeeds_when_enough_run_and_nobody_is_on_the_way() {
+    let (run, fails) = (Standing::Succeeded, Standing::Failed("no".into()));
+    let waits = pending("dispatching", "0/1 hosts");
+    let unseen = pending("dispatching", "");
+    let comes = working("creating", "");
+    let launch = Launch { min: 2, max: 3 };
+    for (rule, children, expected) in [
+        ("all run", vec![&run, &run, &run], run.clone()),
+        ("one waits", vec![&run, &waits, &run], run.clone()),
+        ("one failed", vec![&fails, &run, &run], run.clone()),
+        ("one was deleted", vec![&run, &run], run.clone()),
+        (
+            "one comes",
+            vec![&run, &run, &comes],
+            working("creating", "2 of 3 run"),
+        ),
+        (
+            "one was not looked at",
+            vec![&run, &run, &unseen],
+            working("dispatching", "2 of 3 run"),
+        ),
+        (
+            "too many wait",
+            vec![&run, &waits, &fails],
+            pending("dispatching", "b: 0/1 hosts"),
+        ),
+        (
+            "one waits, one comes",
+            vec![&waits, &waits, &comes],
+            working("creating", "0 of 3 run"),
+        ),
+        (
+            "too many failed",
+            vec![&fails, &comes, &fails],
+            Standing::Failed("1 of 3 can run, 2 must: a: no; c: no".into()),
+        ),
+        (
+            "too many were deleted",
+            vec![&run],
+            Standing::Failed("1 of 3 can run, 2 must: ".into()),
+        ),
+    ] {
+        let names = ["a", "b", "c"].map(str::to_owned);
+        let children: Vec<_> = names.into_iter().zip(children.into_iter().cloned()).collect();
+        assert_eq!(launched(launch, &children), expected, "{rule}");
+    }
+}
