@@ -27,7 +27,7 @@ const IN_FLIGHT: usize = 16;
 /// Longer than anything here may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 /// How long standing still is watched.
-const STILL: Duration = Duration::from_secs(60);
+const STILL: Duration = Duration::from_mins(1);
 
 #[tokio::main]
 async fn main() -> Result<()> {

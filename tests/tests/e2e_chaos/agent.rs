@@ -27,7 +27,7 @@ async fn an_agent_killed_in_the_middle_of_twenty_creations_makes_each_once() -> 
             }
             anyhow::Ok(())
         },
-        kill_when(host, 2),
+        async { kill_when(host, 2) },
     );
     create?;
     let first = killed?;
@@ -39,7 +39,7 @@ async fn an_agent_killed_in_the_middle_of_twenty_creations_makes_each_once() -> 
     let half = "for dir in vm/*/; do echo half >\"$dir/.tmp-half.qcow2\"; done";
     host.sh(&format!("cd {} && {half}", host.data().display()))?;
     host.start_agent()?;
-    kill_when(host, first + 3).await?;
+    kill_when(host, first + 3)?;
     host.start_agent()?;
     for name in &names {
         story.ready(name).await?;
@@ -56,7 +56,7 @@ async fn an_agent_killed_in_the_middle_of_twenty_creations_makes_each_once() -> 
 }
 
 /// Kills the agent as soon as `least` Instances have files, and says how many have.
-async fn kill_when(host: &PrivateHost, least: usize) -> Result<usize> {
+fn kill_when(host: &PrivateHost, least: usize) -> Result<usize> {
     let agent = host.folder().join("run/agent");
     let line = format!(
         "cd {data}; for i in $(seq 3000); do made=$(ls vm 2>/dev/null | wc -l); [ $made -lt {least} ] || break; sleep 0.01; done; \

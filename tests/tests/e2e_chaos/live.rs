@@ -154,7 +154,22 @@ async fn edits_reach_a_running_guest() -> Result<()> {
     .await?;
     until_inside(&story, "live", &format!("head -c 4 /dev/{disk}"), "kept").await?;
 
-    // An interface comes, is taken away by hand, comes back, and goes.
+    ensure!(story.qemu("live").await? == pid, "one QEMU throughout");
+    story.end().await
+}
+
+/// Guards: interfaces come and go while the guest runs, and one that somebody took away comes back.
+#[tokio::test]
+async fn interfaces_of_a_running_guest_come_and_go() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    let spec = with(guest(), json!({"interfaces": [nic("eth0", "virtio")]}));
+    story.create("live", spec).await?;
+    story.booted("live").await?;
+    let pid = story.qemu("live").await?;
+    let name = domain(&story.get("live").await?)?;
+    let converged = async |what: &str| story.until("live", what, is_converged).await.map(drop);
     let cards = "ls /sys/class/net | grep -c eth; true";
     story
         .edit(

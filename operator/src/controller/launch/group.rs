@@ -131,7 +131,7 @@ pub fn changes(parent: &Instance, resolved: &Resolved) -> Option<Value> {
     if frozen.disk_mib != resolved.disk_mib {
         changes.insert("diskMiB".to_owned(), json!(resolved.disk_mib));
     }
-    (!changes.is_empty()).then(|| Value::Object(changes))
+    (!changes.is_empty()).then_some(Value::Object(changes))
 }
 
 /// What the children of a group are together.

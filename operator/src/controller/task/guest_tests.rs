@@ -3,6 +3,7 @@ use super::*;
 use serde_json::{Value, json};
 use virtshell_crds::task::TaskCounts;
 
+#[expect(clippy::needless_pass_by_value, reason = "a literal at every call")]
 fn task(type_: &str, params: Value, targets: &[&str]) -> Task {
     let targets: Vec<Value> = targets
         .iter()
@@ -66,6 +67,7 @@ fn assigned(name: &str) -> AssignedTarget {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn every_target_is_given_to_its_host_or_refused() {
     let task = command(&["a"]);
     let target = &task.spec.targets[0];
@@ -310,6 +312,7 @@ fn a_host_is_given_its_part_whole_and_once() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn what_was_given_is_as_far_as_its_host_says() {
     let task = command(&["a"]);
     let target = &task.spec.targets[0];
