@@ -638,12 +638,28 @@ pub struct Resolved {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub depends: Vec<Dependency>,
+    /// Instances that meet them, in that order, as they were when this one was last looked at before it was provisioned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub dependencies: Vec<MetDependency>,
     /// The image, copied: the Image object may go at any time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ResolvedImage>,
     /// Images of additional disks, by disk name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disk_images: BTreeMap<String, ResolvedImage>,
+}
+
+/// An Instance that another depends on: what VS_DEPENDS tells the executor.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub struct MetDependency {
+    /// The provisioner that made it.
+    pub provisioner: String,
+    /// Its wire name.
+    pub name: String,
+    /// Its first IPv4 address; empty when none is known yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ipv4: String,
 }
 
 /// An image as it was when the Instance was created.

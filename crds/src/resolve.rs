@@ -120,6 +120,7 @@ pub fn resolve(
             .filter(|_| needs_image)
             .map(|p| p.depends.clone())
             .unwrap_or_default(),
+        dependencies: Vec::new(),
         image,
         disk_images,
     })

@@ -13,6 +13,7 @@ use virtshell_crds::resolve::{self, DEFAULT_ENVIRONMENT, NamedImage, ResolveErro
 use virtshell_crds::{Driver, Environment, Image, Instance, Launch, Provisioner, Section, launch};
 
 use super::cache::Cached;
+use super::depends::Flaw;
 
 /// Longest wire name, in characters.
 const LONGEST_NAME: usize = 255;
@@ -26,6 +27,8 @@ pub struct References {
     pub section: Option<Arc<Section>>,
     /// The Provisioner.
     pub provisioner: Option<Arc<Provisioner>>,
+    /// What is wrong with the provisioner's dependencies.
+    pub flaw: Option<Flaw>,
     /// The Image: the Instance's own, else its provisioner's.
     pub image: Option<Arc<Image>>,
     /// Images of additional disks, by disk name.
@@ -79,6 +82,19 @@ impl From<ResolveError> for Refusal {
     }
 }
 
+impl From<Flaw> for Refusal {
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Missing(name) => Self::not_found("ProvisionerNotFound", "provisioner", &name),
+            Flaw::Cycle(path) => {
+                let name = path.first().map(String::as_str).unwrap_or_default();
+                let message = format!("provisioner {name} depends on itself: {}", path.join(" -> "));
+                Self::new("DependencyCycle", message)
+            }
+        }
+    }
+}
+
 /// The name of the Environment that an Instance asks for.
 #[must_use]
 pub fn environment_name(spec: &InstanceSpec) -> &str {
@@ -117,6 +133,9 @@ fn created(instance: &Instance, refs: &References) -> Result<Acceptance, Refusal
         (Some(name), None) => return Err(Refusal::not_found("ProvisionerNotFound", "provisioner", name)),
         (_, found) => found.map(|p| &p.spec),
     };
+    if let Some(flaw) = &refs.flaw {
+        return Err(Refusal::from(flaw.clone()));
+    }
     let image = match (resolve::image_name(spec, provisioner), refs.image.as_deref()) {
         (Some(name), None) => return Err(Refusal::not_found("ImageNotFound", "image", name)),
         (_, found) => found.map(named),
@@ -249,10 +268,6 @@ fn supported(spec: &InstanceSpec, resolved: &Resolved) -> Result<(), Refusal> {
             "NotSupported",
             "Field cloneFrom: cloning is not supported yet",
         ));
-    }
-    if !resolved.depends.is_empty() {
-        let message = "Field provisioner: its depends are not supported yet";
-        return Err(Refusal::new("NotSupported", message));
     }
     if !resolved.builder.is_empty() && spec.vars_from.is_some() {
         let message = "Field varsFrom: not supported yet; use vars";

@@ -17,6 +17,7 @@ use virtshell_crds::{
 
 use super::accept::{References, environment_name, frozen};
 use super::cache::{Cache, Cached, Change, ObjectKey};
+use super::depends;
 use super::events::Events;
 use super::launch::group::parent_of;
 use super::ledger::{self, Ledger};
@@ -86,6 +87,8 @@ pub struct Desk {
     unaccepted: HashSet<ObjectKey>,
     /// Instances without `Scheduled=True`.
     unscheduled: HashSet<ObjectKey>,
+    /// Instances that look at what they depend on.
+    dependent: HashSet<ObjectKey>,
     /// Children of launch parents, by the parent's uid.
     children: HashMap<String, BTreeSet<ObjectKey>>,
     /// Set when a host got more room; taken by who tells the unscheduled.
@@ -130,6 +133,8 @@ impl Desk {
         };
         keep(&mut self.unaccepted, &key, lacks(ACCEPTED, true));
         keep(&mut self.unscheduled, &key, lacks(SCHEDULED, false));
+        let dependent = live.is_some_and(|i| depends::is_dependent(i));
+        keep(&mut self.dependent, &key, dependent);
     }
 
     /// The children of a launch parent (uid).
@@ -305,7 +310,14 @@ impl Context {
             let image = self.images.find(namespace, disk.image.as_deref()?)?;
             Some((disk.name.clone(), image))
         });
+        let find = |name: &str| self.provisioners.find(namespace, name);
+        let flaw = match (&provisioner, frozen(instance)) {
+            (Some(provisioner), None) => depends::walk(provisioner, &find).err(),
+            // Frozen values do not change with the provisioners.
+            (Some(_) | None, _) => None,
+        };
         References {
+            flaw,
             section: section.and_then(|name| self.sections.find("", name)),
             image: image.and_then(|name| self.images.find(namespace, name)),
             disk_images: disks.collect(),
@@ -390,6 +402,11 @@ impl Context {
             }
         }
         self.wake_tasks_on(&key);
+        if any.spec.provisioner.is_some()
+            && change.old.as_deref().map(depends::view) != change.new.as_deref().map(depends::view)
+        {
+            self.wake(&self.desk().dependent);
+        }
         if let Some(owner) = parent_of(any) {
             let parent = ObjectKey {
                 namespace: key.namespace.clone(),
@@ -425,6 +442,7 @@ impl Context {
     pub fn reference_changed<K: Cached>(&self, change: &Change<K>) {
         if change.alters_spec() {
             self.wake(&self.desk().unaccepted);
+            self.wake(&self.desk().dependent);
         }
     }
 

@@ -19,6 +19,7 @@ use virtshell_crds::{
 use super::accept::{self, Acceptance, Refusal};
 use super::cache::ObjectKey;
 use super::context::Context;
+use super::depends;
 use super::events::Level;
 use super::ledger;
 use super::placement::{self, Candidate, Reach, Request};
@@ -53,14 +54,17 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     }
     mark_silence(ctx, &instance).await?;
     let refs = ctx.references(&instance);
-    let accepted = accept::accept(&instance, &refs);
+    let mut accepted = accept::accept(&instance, &refs);
     if let Some(launch) = super::launch::of(&instance, &accepted) {
         let again = super::launch::reconcile(ctx, instance.clone(), launch, accepted).await?;
         let announced = super::task::make_announced(ctx, &instance).await?;
         return Ok([again, announced].into_iter().flatten().min());
     }
-    let (instance, placement) = match &accepted {
-        Ok(acceptance) => bind(ctx, instance, acceptance).await?,
+    let (instance, placement) = match &mut accepted {
+        Ok(acceptance) => match depends::look(ctx, &instance, acceptance).await? {
+            Some(waits) => (instance, Some(waits)),
+            None => bind(ctx, instance, acceptance).await?,
+        },
         Err(_) => (instance, None),
     };
     report(ctx, &instance, &accepted, placement).await?;
@@ -298,7 +302,11 @@ fn desired_status(
         ),
         (Some(Placement::Refused { reason, message }), _) => (
             condition(SCHEDULED, Status::False, reason, message),
-            Phase::Pending,
+            if *reason == depends::FAILED {
+                Phase::Failed
+            } else {
+                Phase::Pending
+            },
             message.clone(),
         ),
         // An edit that makes no sense does not undo a placement.

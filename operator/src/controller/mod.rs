@@ -14,6 +14,7 @@
 pub mod accept;
 pub mod cache;
 pub mod context;
+pub mod depends;
 pub mod events;
 pub mod grouping;
 pub mod guard;

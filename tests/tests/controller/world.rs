@@ -135,7 +135,7 @@ impl World {
         self.report(name, "Running").await
     }
 
-    /// The agent of an Instance reports that it is `phase`, Running or Stopped, at the generation that it is at now.
+    /// The agent of an Instance reports that it is `phase`, Running, Stopped or Failed, at the generation that it is at now.
     pub async fn report(&self, name: &str, phase: &str) -> anyhow::Result<Instance> {
         let instance = self.api::<Instance>().get(name).await?;
         let host = instance.spec.host.as_deref().context("it has a host")?;
@@ -146,9 +146,11 @@ impl World {
             .context("a host of ours")?;
         let generation = instance.metadata.generation.unwrap_or_default();
         let status = json!({
-            "observedGeneration": generation, "phase": phase, "host": host, "powerState": phase, "provisioned": true,
+            "observedGeneration": generation, "phase": phase, "host": host, "provisioned": phase != "Failed",
+            "powerState": if phase == "Stopped" { "Stopped" } else { "Running" },
+            "addresses": {"ipv4": ["10.0.0.9"], "ipv6": []},
             "lastRestartToken": instance.spec.restart_token,
-            "conditions": [condition("Ready", "True", generation)],
+            "conditions": [condition("Ready", if phase == "Failed" { "False" } else { "True" }, generation)],
         });
         Ok(node.report_instance(&self.namespace, name, status).await?)
     }

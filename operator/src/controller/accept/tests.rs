@@ -123,16 +123,28 @@ fn what_nobody_acts_on_is_refused() {
             "NotSupported",
         ),
         (
-            "variables from elsewhere",
-            json!({"image": "i", "provisioner": "p", "varsFrom": "https://x/vars.yaml"}),
+            "variables elsewhere",
+            json!({"image": "i", "provisioner": "p", "varsFrom": "http://x/vars"}),
             builder(json!({"builder": "https://x/r", "executor": "sh run"})),
             "NotSupported",
         ),
         (
-            "depends",
+            "a cycle",
             json!({"image": "i", "provisioner": "p"}),
-            builder(json!({"depends": [{"provisioner": "db"}]})),
-            "NotSupported",
+            References {
+                flaw: Some(Flaw::Cycle(vec!["p".to_owned(), "q".to_owned(), "p".to_owned()])),
+                ..builder(json!({"depends": [{"provisioner": "q"}]}))
+            },
+            "DependencyCycle",
+        ),
+        (
+            "no such dependency",
+            json!({"image": "i", "provisioner": "p"}),
+            References {
+                flaw: Some(Flaw::Missing("q".to_owned())),
+                ..builder(json!({"depends": [{"provisioner": "q"}]}))
+            },
+            "ProvisionerNotFound",
         ),
         (
             "image that does not fit",

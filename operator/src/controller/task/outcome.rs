@@ -155,11 +155,11 @@ pub fn standing(work: Work, token: &str, is_retry: bool, target: &Target<'_>) ->
 /// How far the creation of an Instance is.
 #[must_use]
 pub fn created(instance: &Instance, generation: i64) -> Standing {
-    if let Some(said) = refusal(instance) {
-        return pending("dispatching", said);
-    }
     if let Some(message) = failure(instance, generation) {
         return Standing::Failed(message);
+    }
+    if let Some(said) = refusal(instance) {
+        return pending("dispatching", said);
     }
     let ready = find(instance, READY);
     let reports = instance.status.as_ref().is_some_and(|s| s.host.is_some());

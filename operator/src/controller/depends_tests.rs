@@ -1,0 +1,150 @@
+use super::*;
+use serde_json::{Value, json};
+
+fn provisioner(name: &str, depends: &[&str]) -> Arc<Provisioner> {
+    let depends: Vec<Value> = depends.iter().map(|name| json!({"provisioner": name})).collect();
+    let object = json!({
+        "apiVersion": "virtshell.io/v1alpha1", "kind": "Provisioner", "metadata": {"name": name, "uid": format!("uid-{name}")},
+        "spec": {"depends": depends},
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+#[test]
+fn a_walk_finds_the_way_back_and_what_is_missing() {
+    for (rule, provisioners, expected) in [
+        ("none", vec![("a", vec![])], Ok(())),
+        (
+            "a chain",
+            vec![("a", vec!["b"]), ("b", vec!["c"]), ("c", vec![])],
+            Ok(()),
+        ),
+        (
+            "a diamond is no cycle",
+            vec![
+                ("a", vec!["b", "c"]),
+                ("b", vec!["d"]),
+                ("c", vec!["d"]),
+                ("d", vec![]),
+            ],
+            Ok(()),
+        ),
+        (
+            "itself",
+            vec![("a", vec!["a"])],
+            Err(Flaw::Cycle(vec!["a".into(), "a".into()])),
+        ),
+        (
+            "the way to the cycle is no part of it",
+            vec![("a", vec!["b"]), ("b", vec!["c"]), ("c", vec!["b"])],
+            Err(Flaw::Cycle(vec!["b".into(), "c".into(), "b".into()])),
+        ),
+        (
+            "the first in list order",
+            vec![("a", vec!["b", "x"]), ("b", vec!["y"])],
+            Err(Flaw::Missing("y".into())),
+        ),
+    ] {
+        let all: Vec<_> = provisioners
+            .iter()
+            .map(|(name, depends)| provisioner(name, depends))
+            .collect();
+        let find = |name: &str| all.iter().find(|p| p.name_any() == name).cloned();
+        assert_eq!(walk(&all[0], &find), expected, "{rule}");
+    }
+}
+
+fn instance(name: &str, phase: &str, status: Value) -> Arc<Instance> {
+    let ready = if phase == "Running" { "True" } else { "False" };
+    let mut shown = json!({
+        "phase": phase, "powerState": "Running", "addresses": {"ipv4": ["10.0.0.1", "10.0.0.2"], "ipv6": []},
+        "conditions": [{"type": "Ready", "status": ready, "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+    });
+    for (key, value) in status.as_object().into_iter().flatten() {
+        shown[key] = value.clone();
+    }
+    let object = json!({
+        "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance", "metadata": {"name": name, "uid": name},
+        "spec": {"blank": true, "displayName": format!("{name}_1")}, "status": shown,
+    });
+    Arc::new(serde_json::from_value(object).unwrap())
+}
+
+#[test]
+fn the_first_that_does_not_run_decides() {
+    let runs = |name| instance(name, "Running", json!({}));
+    let met = |provisioner: &str, name: &str, ipv4: &str| MetDependency {
+        provisioner: provisioner.to_owned(),
+        name: name.to_owned(),
+        ipv4: ipv4.to_owned(),
+    };
+    let comes = || instance("x", "Creating", json!({"message": "image"}));
+    let fails = || instance("y", "Failed", json!({"message": "exit code 1"}));
+    let stopped = || instance("z", "Running", json!({"powerState": "Stopped"}));
+    let parent = || {
+        instance(
+            "p",
+            "Running",
+            json!({"resolved": {"launch": {"min": 1, "max": 2}}}),
+        )
+    };
+    let homeless = || instance("h", "Running", json!({"addresses": null}));
+    for (rule, db, mq, expected) in [
+        (
+            "both run",
+            vec![runs("a")],
+            vec![homeless()],
+            Step::Met(vec![met("db", "a_1", "10.0.0.1"), met("mq", "h_1", "")]),
+        ),
+        (
+            "one of several is enough",
+            vec![fails(), comes(), runs("b")],
+            vec![runs("a")],
+            Step::Met(vec![met("db", "b_1", "10.0.0.1"), met("mq", "a_1", "10.0.0.1")]),
+        ),
+        ("the first is missing", vec![], vec![], Step::Make("db".into())),
+        (
+            "the second is missing",
+            vec![runs("a")],
+            vec![],
+            Step::Make("mq".into()),
+        ),
+        (
+            "in order",
+            vec![comes()],
+            vec![],
+            Step::Wait("waits for instance x_1 (provisioner db): image".into()),
+        ),
+        (
+            "one failed, another comes",
+            vec![fails(), comes()],
+            vec![],
+            Step::Wait("waits for instance x_1 (provisioner db): image".into()),
+        ),
+        (
+            "failed",
+            vec![fails()],
+            vec![],
+            Step::Failed("dependency failed: instance y_1 (provisioner db): exit code 1".into()),
+        ),
+        (
+            "ready and stopped is not running",
+            vec![stopped()],
+            vec![],
+            Step::Wait("waits for instance z_1 (provisioner db)".into()),
+        ),
+        (
+            "a launch parent has no guest",
+            vec![parent()],
+            vec![],
+            Step::Wait("waits for instance p_1 (provisioner db)".into()),
+        ),
+    ] {
+        let named = |name: &str| Dependency {
+            provisioner: name.to_owned(),
+            version: String::new(),
+        };
+        let (first, second) = (named("db"), named("mq"));
+        assert_eq!(plan(&[(&first, db), (&second, mq)]), expected, "{rule}");
+    }
+}
