@@ -35,6 +35,8 @@ pub struct References {
     pub disk_images: BTreeMap<String, Arc<Image>>,
     /// The launch parent that made it.
     pub parent: Option<Arc<Instance>>,
+    /// The Instance that it is to be a clone of.
+    pub source: Option<Arc<Instance>>,
     /// Every Instance of the same wire name in the namespace, this one among them.
     pub namesakes: Vec<Arc<Instance>>,
 }
@@ -142,6 +144,9 @@ fn created(instance: &Instance, refs: &References) -> Result<Acceptance, Refusal
     };
     let disk_images = disk_images(spec, refs, |_| true)?;
     let mut resolved = resolve::resolve(spec, provisioner, image, &disk_images)?;
+    if let Some(from) = &spec.clone_from {
+        as_its_source(&mut resolved, spec, &from.name, refs.source.as_deref())?;
+    }
     environment.wire_name().clone_into(&mut resolved.environment);
     supported(spec, &resolved)?;
     room_for_names(instance, &resolved)?;
@@ -177,6 +182,31 @@ fn room_for_names(instance: &Instance, resolved: &Resolved) -> Result<(), Refusa
     }
     let message = format!("Field name: {longest} of the launch has more than {LONGEST_NAME} characters");
     Err(Refusal::new("NameTooLong", message))
+}
+
+/// A clone runs as its source does, from what that booted from: its disks fit nothing else.
+fn as_its_source(
+    resolved: &mut Resolved,
+    spec: &InstanceSpec,
+    name: &str,
+    source: Option<&Instance>,
+) -> Result<(), Refusal> {
+    let source = source.ok_or_else(|| Refusal::not_found("SourceNotFound", "instance", name))?;
+    let Some(values) = frozen(source) else {
+        let message = format!("instance {name} has not been accepted itself yet");
+        return Err(Refusal::new("SourceNotReady", message));
+    };
+    if spec.driver.is_some() && resolved.driver != values.driver {
+        let theirs = values.driver.map_or("none", Driver::as_str);
+        let message = format!("Field driver: instance {name} has driver {theirs}, and so has its clone");
+        return Err(Refusal::new("SourceDoesNotFit", message));
+    }
+    resolved.driver = values.driver;
+    if resolved.image.is_none() {
+        resolved.image.clone_from(&values.image);
+    }
+    resolved.disk_mib = resolved.disk_mib.max(values.disk_mib);
+    Ok(())
 }
 
 fn edited(instance: &Instance, values: &Resolved, refs: &References) -> Result<Acceptance, Refusal> {
@@ -263,12 +293,6 @@ fn may_use_section(
 
 /// What the schema accepts and nobody acts on is refused rather than ignored.
 fn supported(spec: &InstanceSpec, resolved: &Resolved) -> Result<(), Refusal> {
-    if spec.clone_from.is_some() {
-        return Err(Refusal::new(
-            "NotSupported",
-            "Field cloneFrom: cloning is not supported yet",
-        ));
-    }
     if !resolved.builder.is_empty() && spec.vars_from.is_some() {
         let message = "Field varsFrom: not supported yet; use vars";
         return Err(Refusal::new("NotSupported", message));

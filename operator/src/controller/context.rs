@@ -91,6 +91,8 @@ pub struct Desk {
     dependent: HashSet<ObjectKey>,
     /// Children of launch parents, by the parent's uid.
     children: HashMap<String, BTreeSet<ObjectKey>>,
+    /// Those among them that are clones.
+    clones: HashSet<ObjectKey>,
     /// Set when a host got more room; taken by who tells the unscheduled.
     room: bool,
 }
@@ -132,7 +134,10 @@ impl Desk {
             })
         };
         keep(&mut self.unaccepted, &key, lacks(ACCEPTED, true));
-        keep(&mut self.unscheduled, &key, lacks(SCHEDULED, false));
+        let unscheduled = lacks(SCHEDULED, false);
+        let clones = unscheduled && any.spec.clone_from.is_some();
+        keep(&mut self.unscheduled, &key, unscheduled);
+        keep(&mut self.clones, &key, clones);
         let dependent = live.is_some_and(|i| depends::is_dependent(i));
         keep(&mut self.dependent, &key, dependent);
     }
@@ -322,6 +327,7 @@ impl Context {
             image: image.and_then(|name| self.images.find(namespace, name)),
             disk_images: disks.collect(),
             parent: self.launch_parent(instance),
+            source: self.clone_source(instance),
             namesakes: self.instances.namesakes(namespace, instance.wire_name()),
             environment,
             provisioner,
@@ -336,6 +342,27 @@ impl Context {
             name: owner.name.clone(),
         })?;
         (parent.metadata.uid.as_ref() == Some(&owner.uid)).then_some(parent)
+    }
+
+    /// The Instance whose disks this one starts with.
+    pub fn clone_source(&self, instance: &Instance) -> Option<Arc<Instance>> {
+        let from = instance.spec.clone_from.as_ref()?;
+        let namespace = instance.metadata.namespace.clone().unwrap_or_default();
+        let key = ObjectKey {
+            namespace,
+            name: from.name.clone(),
+        };
+        let same = |found: &Arc<Instance>| {
+            found.metadata.uid != instance.metadata.uid
+                && from
+                    .uid
+                    .as_ref()
+                    .is_none_or(|uid| found.metadata.uid.as_ref() == Some(uid))
+        };
+        self.instances
+            .get(&key)
+            .filter(same)
+            .or_else(|| self.instances.find(&key.namespace, &key.name).filter(same))
     }
 
     /// The Environment an Instance is in, by its frozen values or its spec.
@@ -400,6 +427,10 @@ impl Context {
                     Duration::from_millis(200),
                 );
             }
+        }
+        if moved(|i| i.spec.host.as_deref()) || moved(|i| frozen(i).map(|r| r.environment.as_str())) {
+            // Its clones may wait for that.
+            self.wake(&self.desk().clones);
         }
         self.wake_tasks_on(&key);
         if any.spec.provisioner.is_some()

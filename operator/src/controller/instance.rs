@@ -131,9 +131,13 @@ fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placem
         return Placement::Placed(host.clone());
     }
     let started = std::time::Instant::now();
-    let placement = match &host {
-        Some(host) => check_pinned(ctx, instance, acceptance, host),
-        None => choose(ctx, instance, acceptance),
+    let placement = match beside_source(ctx, instance, host.as_deref()) {
+        Some(Ok(host)) => check_pinned(ctx, instance, acceptance, &host),
+        Some(Err(refused)) => refused,
+        None => match &host {
+            Some(host) => check_pinned(ctx, instance, acceptance, host),
+            None => choose(ctx, instance, acceptance),
+        },
     };
     let result = match placement {
         Placement::Placed(_) => "placed",
@@ -141,6 +145,30 @@ fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placem
     };
     ctx.metrics.placed(result, started.elapsed().as_secs_f64());
     placement
+}
+
+/// The host of a clone: its source's, for the disks are copied there; `None` for what is no clone.
+fn beside_source(
+    ctx: &Context,
+    instance: &Instance,
+    pinned: Option<&str>,
+) -> Option<Result<String, Placement>> {
+    let from = instance.spec.clone_from.as_ref()?;
+    let source = ctx.clone_source(instance);
+    let host = source.and_then(|source| source.spec.host.clone());
+    Some(clone_host(&from.name, host, pinned))
+}
+
+fn clone_host(source: &str, host: Option<String>, pinned: Option<&str>) -> Result<String, Placement> {
+    let refused = |reason, message| Err(Placement::Refused { reason, message });
+    match (host, pinned) {
+        (None, _) => refused("SourceNotPlaced", format!("instance {source} is on no host yet")),
+        (Some(host), Some(pinned)) if host != pinned => refused(
+            "SourceElsewhere",
+            format!("Field host: a clone is made where its source is, on host {host}, not on {pinned}"),
+        ),
+        (Some(host), _) => Ok(host),
+    }
 }
 
 fn choose(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placement {

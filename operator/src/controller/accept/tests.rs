@@ -117,12 +117,6 @@ fn what_nobody_acts_on_is_refused() {
             "NameTooLong",
         ),
         (
-            "clone",
-            json!({"cloneFrom": {"name": "x"}}),
-            References { image: None, ..all() },
-            "NotSupported",
-        ),
-        (
             "variables elsewhere",
             json!({"image": "i", "provisioner": "p", "varsFrom": "http://x/vars"}),
             builder(json!({"builder": "https://x/r", "executor": "sh run"})),
@@ -314,4 +308,57 @@ fn children_of_a_launch_take_over_what_their_parent_was_accepted_with() {
         (accepted.resolved, accepted.tags),
         (expected, vec!["t".to_owned(), "db".to_owned()])
     );
+}
+
+#[test]
+fn a_clone_runs_as_its_source_does() {
+    let clone = |spec: Value| {
+        let mut spec = spec;
+        spec["cloneFrom"] = json!({"name": "source"});
+        instance(spec)
+    };
+    let source = |status: Value| {
+        let mut source: Instance = instance(json!({"image": "image_1"}));
+        source.status = serde_json::from_value(status).unwrap();
+        References {
+            image: None,
+            source: Some(Arc::new(source)),
+            ..all()
+        }
+    };
+    let image = json!({"name": "i", "type": "lxc-container", "url": "http://x/i", "sha256": "", "timezone": "",
+        "sshKey": "", "preseedUrl": ""});
+    let ready = || {
+        source(json!({"resolved": {"driver": "lxc", "diskMiB": 20_000, "environment": "e", "image": image}}))
+    };
+    let accepted = accept(&clone(json!({})), &ready()).unwrap().resolved;
+    assert_eq!(
+        (accepted.driver, accepted.disk_mib),
+        (Some(Driver::Lxc), Some(20_000))
+    );
+    assert_eq!(accepted.image.unwrap().name, "i");
+    for (rule, spec, refs, expected) in [
+        (
+            "no source",
+            json!({}),
+            References { image: None, ..all() },
+            "SourceNotFound",
+        ),
+        (
+            "not accepted itself",
+            json!({}),
+            source(json!({})),
+            "SourceNotReady",
+        ),
+        (
+            "another driver",
+            json!({"driver": "qemu"}),
+            ready(),
+            "SourceDoesNotFit",
+        ),
+    ] {
+        let (reason, message) = refused(&clone(spec), &refs);
+        assert_eq!(reason, expected, "{rule}");
+        assert!(message.contains("source"), "{message}");
+    }
 }
