@@ -44,22 +44,31 @@ pub enum EndBlockJob {
     Pivot,
 }
 
+/// What of a disk is copied, and into what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CopyInto {
+    /// Everything, into a file that libvirt makes, which it refuses over a file that is there.
+    New,
+    /// What the disk's topmost file holds, into a file that is there already: with the disk's size, and resting on what
+    /// that file rests on.
+    Layer,
+}
+
 /// Begins to copy the disk `disk` (its target, such as `vda`, or its path) into the target that `target_xml` describes: a
 /// `<disk>` element with `<source>` and `<driver>`. Returns once the copy runs.
 ///
-/// The job does not survive the domain, which therefore may be persistent. With `reuse`, the target's file is there
-/// already, with the disk's size and what it is to be backed by; else libvirt makes one, which it refuses over
-/// a file that is there.
+/// The job does not survive the domain, which therefore may be persistent.
 ///
 /// # Errors
 /// What libvirt says.
-pub fn block_copy(domain: &Domain, disk: &str, target_xml: &str, reuse: bool) -> Result<(), Error> {
+pub fn block_copy(domain: &Domain, disk: &str, target_xml: &str, into: CopyInto) -> Result<(), Error> {
     let disk = c_string(disk);
     let target = c_string(target_xml);
-    let mut flags = sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB;
-    if reuse {
-        flags |= sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT;
-    }
+    let flags = sys::VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
+        | match into {
+            CopyInto::New => 0,
+            CopyInto::Layer => sys::VIR_DOMAIN_BLOCK_COPY_SHALLOW | sys::VIR_DOMAIN_BLOCK_COPY_REUSE_EXT,
+        };
     // SAFETY: `domain` owns a reference to the domain, so its pointer is valid during the call; both strings are
     // terminated, outlive the call and are only read; no parameters are given, so null with a count of 0 is right.
     let outcome = unsafe {

@@ -10,7 +10,7 @@ mod event_loop;
 mod events;
 mod stream;
 
-pub use block::{BlockJob, BlockJobKind, EndBlockJob, block_copy, block_job, end_block_job};
+pub use block::{BlockJob, BlockJobKind, CopyInto, EndBlockJob, block_copy, block_job, end_block_job};
 pub use event_loop::start_event_loop;
 pub use events::{BlockJobStatus, DomainEvent, Lifecycle, Notice, Subscription, subscribe};
 pub use stream::{Arrival, Duplex};

@@ -14,6 +14,7 @@ use virtshell_crds::host::Endpoint;
 use virtshell_crds::instance::{Driver, Timings};
 
 use super::access::ssh;
+use super::clone::Clones;
 use super::connection::Connection;
 use super::events::Tell;
 use super::goal::{Offer, macs};
@@ -50,6 +51,8 @@ pub struct Context {
     pub guests: Arc<Guests>,
     /// What is known of the building of Instances.
     pub jobs: Jobs,
+    /// Whose disks are being copied.
+    pub clones: Arc<Clones>,
     /// Asks for looks.
     pub requests: Requests,
     /// Writes Events.

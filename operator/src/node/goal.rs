@@ -141,6 +141,8 @@ pub struct Machine {
     pub disk_mib: i64,
     /// What it boots from; absent = an empty root disk.
     pub image: Option<ResolvedImage>,
+    /// Whose disks it starts with, instead of the images' content.
+    pub clone_of: Option<CloneSource>,
     /// Disks beside the root disk.
     pub disks: Vec<MachineDisk>,
     /// Network interfaces.
@@ -157,6 +159,15 @@ pub struct Machine {
     pub provisioned: bool,
     /// Fields that the spec leaves out and this host chose.
     pub defaulted: Vec<&'static str>,
+}
+
+/// An Instance to copy the disks of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneSource {
+    /// Its name, in the clone's namespace.
+    pub name: String,
+    /// Its uid; absent = whoever has the name.
+    pub uid: Option<String>,
 }
 
 /// A disk beside the root disk.
@@ -323,12 +334,6 @@ fn machine(
     offer: &Offer,
 ) -> Result<Machine, NoGoal> {
     let spec = &instance.spec;
-    if spec.clone_from.is_some() && resolved.image.is_none() {
-        return Err(NoGoal::Unsupported {
-            field: "cloneFrom",
-            why: "this agent cannot copy the disks of another instance yet".to_owned(),
-        });
-    }
     // The node follows each generation at once; `resolved` speaks for what the spec leaves out.
     let cpus = spec.cpus.or(resolved.cpus).unwrap_or(DEFAULT_CPUS);
     let memory_mib = spec
@@ -355,6 +360,10 @@ fn machine(
         max_memory_mib: spec.max_memory_mib.unwrap_or(memory_mib).max(memory_mib),
         disk_mib: spec.disk_mib.or(resolved.disk_mib).unwrap_or(DEFAULT_DISK_MIB),
         image: resolved.image.clone(),
+        clone_of: spec.clone_from.as_ref().map(|from| CloneSource {
+            name: from.name.clone(),
+            uid: from.uid.clone(),
+        }),
         disks: disks(&spec.disks, resolved)?,
         interfaces: interfaces(&spec.interfaces, &id.uid, offer),
         seed: seed(instance, spec.cloud_init.clone().unwrap_or_default(), resolved),
@@ -534,7 +543,7 @@ fn fits_a_container(instance: &Instance, machine: &Machine) -> Result<(), NoGoal
             "a container boots no kernel of its own; use an image without boot",
         );
     }
-    if machine.image.is_none() {
+    if machine.image.is_none() && machine.clone_of.is_none() {
         let blank = instance.spec.blank == Some(true);
         return refuse(
             if blank { "blank" } else { "image" },

@@ -16,6 +16,7 @@ pub mod api;
 pub mod applied;
 pub mod backoff;
 pub mod carried;
+pub mod clone;
 pub mod connection;
 pub mod context;
 pub mod domain_xml;
@@ -179,6 +180,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         records: Mutex::new(HashMap::new()),
         guests: Arc::new(Guests::default()),
         jobs: provision::Jobs::default(),
+        clones: Arc::default(),
         requests,
         metrics: metrics.clone(),
         started: Instant::now(),
@@ -336,6 +338,9 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
         match signal {
             Signal::Up | Signal::Down => {
                 tracing::debug!(uri, ?signal, "libvirt");
+                if matches!(signal, Signal::Up) {
+                    tokio::spawn(clone::sweep(Arc::clone(&context), uri));
+                }
                 // What happened in between was not heard: everything is looked at.
                 for instance in context.instances.all() {
                     context

@@ -11,10 +11,11 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Api;
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
+use super::clone;
 use super::connection::{Connection, Lane};
 use super::context::{Context, Record};
 use super::domain_xml::{Paths, domain_xml};
-use super::goal::{Identity, Machine};
+use super::goal::{CloneSource, Identity, Machine};
 use super::hypervisor::{HypervisorError, chain};
 use super::libvirt::Link;
 use super::observed::Asked;
@@ -46,6 +47,20 @@ pub enum PerformError {
         #[source]
         source: kube::Error,
     },
+    /// The Instance to copy from cannot be copied from.
+    #[error("Field cloneFrom: instance {source_name}: {why}")]
+    CloneSource {
+        /// Its name.
+        source_name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The copy of a disk does not come on.
+    #[error("Field cloneFrom: the copy of the disks stands still for {} s", after.as_secs())]
+    CloneStandstill {
+        /// For how long.
+        after: Duration,
+    },
     /// The Secret has no such key, or no text in it.
     #[error("Field cloudInit: secret {secret} has no text under the key {key}")]
     SecretKey {
@@ -64,6 +79,8 @@ impl PerformError {
             Self::Hypervisor(error) => error.reason(),
             Self::Storage(error) => error.reason(),
             Self::Secret { .. } | Self::SecretKey { .. } => "UserDataUnavailable",
+            Self::CloneSource { .. } => "CloneSourceUnavailable",
+            Self::CloneStandstill { .. } => "CloneFailed",
         }
     }
 
@@ -73,7 +90,10 @@ impl PerformError {
         match self {
             Self::Hypervisor(error) => chain(error),
             Self::Storage(error) => error.explain(),
-            Self::Secret { .. } | Self::SecretKey { .. } => chain(self),
+            Self::Secret { .. }
+            | Self::SecretKey { .. }
+            | Self::CloneSource { .. }
+            | Self::CloneStandstill { .. } => chain(self),
         }
     }
 
@@ -82,7 +102,11 @@ impl PerformError {
     pub fn is_unknown(&self) -> bool {
         match self {
             Self::Hypervisor(error) => error.is_unknown(),
-            Self::Storage(_) | Self::Secret { .. } | Self::SecretKey { .. } => false,
+            Self::Storage(_)
+            | Self::Secret { .. }
+            | Self::SecretKey { .. }
+            | Self::CloneSource { .. }
+            | Self::CloneStandstill { .. } => false,
         }
     }
 
@@ -92,7 +116,10 @@ impl PerformError {
         match self {
             Self::Hypervisor(error) => error.reason() != "DomainRejected",
             Self::Storage(error) => error.is_transient(),
-            Self::Secret { .. } | Self::SecretKey { .. } => true,
+            Self::Secret { .. }
+            | Self::SecretKey { .. }
+            | Self::CloneSource { .. }
+            | Self::CloneStandstill { .. } => true,
         }
     }
 }
@@ -100,7 +127,7 @@ impl PerformError {
 /// One Instance's way to libvirt and to its files.
 pub struct Performer<'a> {
     /// What every part shares.
-    pub context: &'a Context,
+    pub context: &'a Arc<Context>,
     /// Its libvirt.
     pub connection: &'a Arc<Connection>,
     /// Whose domain.
@@ -314,6 +341,12 @@ impl Performer<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Copies the disks of the Instance that this one is a clone of.
+    pub async fn clone_disks(&self, machine: &Machine, source: &CloneSource) -> Result<(), PerformError> {
+        let seed = self.seed(machine).await?;
+        clone::copy_disks(self.context, self.connection, machine, source, &seed).await
     }
 
     async fn seed(&self, machine: &Machine) -> Result<Seed, PerformError> {

@@ -103,6 +103,8 @@ pub enum Next {
 pub enum Waiting {
     /// An image to be fetched.
     Image,
+    /// The disks of another Instance to be copied.
+    Copy,
     /// The guest to shut down.
     Shutdown,
     /// The next try to start a guest that does not stay up.
@@ -263,8 +265,13 @@ fn stop_running(
 
 /// No domain is there: a first creation, one that was interrupted, or one that somebody undefined.
 fn create(machine: &Machine, seen: &Observed, now: Moment) -> Plan {
+    let clones = machine.clone_of.is_some();
+    if clones && seen.files.root.is_none() {
+        return then(vec![], Next::Wait(now, Waiting::Copy));
+    }
     let mut actions = missing_files(machine, seen);
-    actions.push(Action::Define(metadata(machine, false)));
+    // What is copied was provisioned where it came from.
+    actions.push(Action::Define(metadata(machine, clones)));
     if needs_images(machine, &actions) && !seen.memory.images_cached {
         return wait_for_image(now);
     }

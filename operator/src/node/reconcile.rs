@@ -39,12 +39,18 @@ const IMAGE_PATIENCE: Duration = Duration::from_secs(1);
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 /// Rounds of one look: a stop, a definition and a start are three.
 const ROUNDS: usize = 6;
+/// How soon to look again at an Instance whose disks are being copied.
+const HELD: Duration = Duration::from_millis(200);
 /// How soon to try again what depends on nobody else.
 const SOON: Duration = Duration::from_secs(1);
 
 /// Looks at the Instance with this uid; returns after how long it wants to look again.
 pub async fn reconcile(context: Arc<Context>, uid: String) -> Option<Duration> {
     let instance = context.instances.get(&uid)?;
+    if context.clones.holds(&uid) {
+        // Its guest stands still for a moment, on purpose.
+        return Some(HELD);
+    }
     let began = Instant::now();
     let mut record = context.record(&uid);
     let look = Look {
@@ -169,13 +175,11 @@ impl Look<'_> {
                 Next::Settled => return self.settled(&goal, &seen, connection, record).await,
                 Next::Removed => return self.release(record).await,
                 Next::Again => {}
-                Next::Wait(_, Waiting::Image) => match machine {
-                    Some(machine) => match self.fetch(machine, &seen, record).await {
-                        Ok(()) => {}
-                        Err(ended) => return ended,
-                    },
-                    None => return (Some(RESYNC), None),
-                },
+                Next::Wait(_, waiting @ (Waiting::Image | Waiting::Copy)) => {
+                    if let Err(ended) = self.bring(waiting, &performer, &goal, &seen, record).await {
+                        return ended;
+                    }
+                }
                 Next::Wait(until, waiting) => {
                     return self.wait(&goal, &seen, (until, waiting), record).await;
                 }
@@ -215,6 +219,29 @@ impl Look<'_> {
     }
 
     // --- Images -----------------------------------------------------------------------------------------------------
+
+    /// Brings what the files are made from; `Err` is the end of this look.
+    async fn bring(
+        &self,
+        waiting: Waiting,
+        performer: &Performer<'_>,
+        goal: &Goal,
+        seen: &Seen,
+        record: &mut Record,
+    ) -> Result<(), Ended> {
+        let Some(machine) = performer.machine else {
+            return Err((Some(RESYNC), None));
+        };
+        let Some(source) = machine.clone_of.as_ref().filter(|_| waiting == Waiting::Copy) else {
+            return self.fetch(machine, seen, record).await;
+        };
+        let outcome = Outcome::Waiting(waiting, format!("copying the disks of {}", source.name));
+        self.report(Some(machine), Some(seen), &outcome, record).await;
+        match performer.clone_disks(machine, source).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failed(goal, Some(seen), &error, record).await),
+        }
+    }
 
     /// Brings the images into the cache; `Err` is the end of this look: a failure, or a download that takes longer.
     async fn fetch(&self, machine: &Machine, seen: &Seen, record: &mut Record) -> Result<(), Ended> {
@@ -631,6 +658,7 @@ fn failure(error: &PerformError) -> Failure {
 fn waiting_text(waiting: Waiting, pause: Duration) -> String {
     match waiting {
         Waiting::Image => "the image is being fetched".to_owned(),
+        Waiting::Copy => "the disks are being copied".to_owned(),
         Waiting::Shutdown => "the guest was asked to shut down".to_owned(),
         Waiting::CrashLoop => format!(
             "the guest does not stay up; it is started again after a pause of up to {} s",

@@ -235,6 +235,7 @@ pub const fn blocked_reason(blocked: &Blocked) -> &'static str {
 const fn waiting_reason(waiting: Waiting) -> &'static str {
     match waiting {
         Waiting::Image => "ImageDownloading",
+        Waiting::Copy => "CopyingDisks",
         Waiting::Shutdown => "ShuttingDown",
         Waiting::CrashLoop => "CrashLoopBackOff",
     }

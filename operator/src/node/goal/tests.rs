@@ -150,15 +150,25 @@ fn what_is_not_resolved_or_not_offered_is_said() {
         none.to_string(),
         "driver kvm is not available on this host: the agent has no connection for it"
     );
+}
 
-    let clone = json!({"spec": {"cloneFrom": {"name": "source"}}, "status": {"resolved": {"image": null}}});
-    assert!(matches!(
-        asked(clone),
-        Err(NoGoal::Unsupported {
-            field: "cloneFrom",
-            ..
-        })
-    ));
+#[test]
+fn a_clone_needs_no_image() {
+    let clone = |driver: &str| {
+        let merge = json!({
+            "spec": {"cloneFrom": {"name": "source", "uid": "u"}},
+            "status": {"resolved": {"image": null, "driver": driver}},
+        });
+        machine_of(merge, &offer())
+    };
+    for driver in ["qemu", "lxc"] {
+        let source = clone(driver).clone_of.unwrap();
+        assert_eq!(
+            (source.name.as_str(), source.uid.as_deref()),
+            ("source", Some("u"))
+        );
+    }
+    assert_eq!(machine(json!({})).clone_of, None);
 }
 
 #[test]

@@ -9,9 +9,11 @@ use super::super::carried::{disk_of, interface_of};
 use super::super::domain_xml::CONTAINER_PERIOD_US;
 use super::super::hypervisor::{HypervisorError, LibvirtError, LibvirtErrorKind};
 use super::super::metadata::{Metadata, PREFIX};
+use super::super::observed::Power;
 use super::super::plan::Device;
 use super::super::storage::disk_file_name;
 use super::super::xml::Element;
+use super::read::power;
 use super::{Answer, Link};
 
 impl Link {
@@ -62,6 +64,16 @@ impl Link {
     pub fn suspend(&self, uuid: &str) -> Answer<()> {
         let suspended = self.domain(uuid)?.suspend();
         self.done("suspend", uuid, suspended.map(drop))
+    }
+
+    /// Suspends its CPUs if they run; whether they did.
+    pub fn suspend_running(&self, uuid: &str) -> Answer<bool> {
+        let domain = self.domain(uuid)?;
+        let runs = power(&domain).map_err(|e| self.failed("look at", uuid, &e))? == Power::Running;
+        if runs {
+            self.done("suspend", uuid, domain.suspend().map(drop))?;
+        }
+        Ok(runs)
     }
 
     /// Resumes its CPUs, also of a guest that put itself to sleep.

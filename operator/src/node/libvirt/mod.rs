@@ -4,6 +4,7 @@
 
 mod agent;
 mod change;
+mod copy;
 mod files;
 mod guest;
 mod live;
@@ -15,6 +16,7 @@ use virt::domain::Domain;
 use virt::error::Error;
 use virt::sys;
 
+pub use copy::{CopyProgress, Copyable};
 pub use guest::{AddressSource, GuestInterface};
 pub use live::{Console, Counters, DiskCounters, InterfaceCounters, MemoryFigures};
 pub use read::{Details, Facts, Listed};

@@ -276,7 +276,7 @@ fn agent_open(xml: &Element) -> bool {
         .is_some_and(|devices| devices.named("channel").any(open))
 }
 
-fn power(domain: &Domain) -> Result<Power, Error> {
+pub(super) fn power(domain: &Domain) -> Result<Power, Error> {
     let (state, reason) = domain.state()?;
     Ok(match state {
         Enum::Known(VirtState::Paused) => Power::Paused(match reason {

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::live::Change as C;
 use super::*;
-use crate::node::goal::{Offer, goal};
+use crate::node::goal::{CloneSource, Offer, goal};
 use crate::node::metadata::differing;
 use crate::node::observed::{Definition, Files, Memory, Starts};
 use Action::*;
@@ -229,6 +229,9 @@ fn creating() {
         seen
     };
     let image = || Next::Wait(NOW, Waiting::Image);
+    let mut clone = vm.clone();
+    clone.clone_of = Some(CloneSource { name: "source".into(), uid: None });
+    let copy = || Next::Wait(NOW, Waiting::Copy);
     let half = |seed| Files {
         root: Some(10_240),
         seed,
@@ -264,6 +267,9 @@ fn creating() {
         ("half made: all files", present(&vm), absent(half(true)), vec![define(&vm), RUN], Next::Settled),
         ("files that are there need no image", present(&vm), uncached(absent(half(true))), vec![define(&vm), RUN],
             Next::Settled),
+        ("a clone's disks come first, whatever the image cache has", present(&clone), uncached(none()), vec![], copy()),
+        ("copied: provisioned where it came from", present(&clone), uncached(absent(half(false))),
+            vec![MakeSeed, Define(metadata(&clone, true)), RUN], Next::Settled),
         ("a retained disk that is too small grows", present(&vm),
             absent(Files { root: Some(512), seed: true, any: true, ..Files::default() }),
             vec![GrowDisk("root".into(), 10_240), define(&vm), RUN], Next::Settled),

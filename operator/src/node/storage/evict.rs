@@ -109,7 +109,7 @@ pub(super) fn referenced(files: impl IntoIterator<Item = PathBuf>) -> Result<Has
 }
 
 /// What a disk file rests on, as its header has it.
-fn below(path: &Path) -> Result<Option<String>, StorageError> {
+pub(super) fn below(path: &Path) -> Result<Option<String>, StorageError> {
     use std::os::unix::fs::FileExt;
     let failed = StorageError::disk("reading", path);
     let read = || -> std::io::Result<Option<String>> {

@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 /// Start of the name of every half-made file; what an interrupted run left is removed by it.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
 
+/// Start of the name of a disk that is being copied: libvirt may have it open.
+pub(in crate::node) const COPY_PREFIX: &str = ".tmp-copy-";
+
 /// Longest path of a loop device's file in libvirt, from the kernel's `LO_NAME_SIZE` (64 with the closing zero).
 pub(super) const LOOP_PATH: usize = 63;
 

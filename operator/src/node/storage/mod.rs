@@ -9,6 +9,7 @@
 
 mod archive;
 mod cache;
+mod copy;
 mod disks;
 mod error;
 mod evict;
@@ -39,12 +40,14 @@ use nix::fcntl::{Flock, FlockArg};
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
 pub use cache::{BootFiles, CachedImage};
+pub use copy::DiskCopy;
 pub use disks::{DiskFormat, DiskInfo, ObservedFiles};
 pub use error::StorageError;
 pub use evict::CacheLimits;
 pub use fetch::Retry;
 pub use flight::Progress;
 pub use format::ImageFormat;
+pub(in crate::node) use layout::COPY_PREFIX;
 pub use layout::{InstanceFiles, disk_file_name};
 pub use lease::Lease;
 pub use room::Room;
@@ -345,6 +348,98 @@ impl Storage {
             Some(info) => Ok(info),
             None => disks::make_qcow2(name, &path, image, size_mib.unwrap_or(0)).await,
         }
+    }
+
+    // --- Copies of another Instance's disks -------------------------------------------------------------------------
+
+    /// The root, and those of the named disks that the source has, to be copied for the Instance `uid`.
+    ///
+    /// # Errors
+    /// [`StorageError::DiskRefused`] when the source has no root disk here.
+    pub async fn copies(
+        &self,
+        source: &str,
+        uid: &str,
+        names: impl IntoIterator<Item = &str>,
+    ) -> Result<Vec<DiskCopy>, StorageError> {
+        let found = self.observe(source).await?;
+        let files = self.prepared(uid)?;
+        let root = found.root.as_ref().ok_or_else(|| StorageError::DiskRefused {
+            name: "root".to_owned(),
+            why: "the instance to copy has none on this host yet".to_owned(),
+        })?;
+        let mut copies: Vec<DiskCopy> = names
+            .into_iter()
+            .filter_map(|name| Some(DiskCopy::new(name, found.disks.get(name)?, &files)))
+            .collect();
+        // Last: where the root is, all are.
+        copies.push(DiskCopy::new("root", root, &files));
+        for copy in &copies {
+            copy.discard();
+        }
+        Ok(copies)
+    }
+
+    /// Makes an empty file like the source's, resting on the same image, for libvirt to copy into.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn prepare_copy(&self, copy: &DiskCopy) -> Result<(), StorageError> {
+        copy.prepare().await
+    }
+
+    /// Copies a disk that nobody writes to, by sharing its blocks where the file system can.
+    ///
+    /// # Errors
+    /// When it cannot be copied, or was written to meanwhile.
+    pub async fn take_copy(&self, copy: &DiskCopy) -> Result<(), StorageError> {
+        copy.take(&self.inner.room).await
+    }
+
+    /// Writes what the file system of `dir` has in memory.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn sync_file_system(&self, dir: PathBuf) -> Result<(), StorageError> {
+        blocking(move || {
+            let failed = StorageError::disk("syncing", &dir);
+            File::open(&dir)
+                .and_then(|dir| nix::unistd::syncfs(&dir).map_err(std::io::Error::from))
+                .map_err(failed)
+        })
+        .await
+    }
+
+    /// Writes the seed of the Instance `uid` into the copies of a container's root.
+    ///
+    /// # Errors
+    /// As [`Self::write_root_seed`].
+    pub async fn seed_copies(&self, uid: &str, copies: &[DiskCopy], seed: &Seed) -> Result<(), StorageError> {
+        let files = self.checked_files(uid)?;
+        let seed = RootSeed {
+            hostname: seed.hostname.clone(),
+            files: seed.render(uid),
+        };
+        for copy in copies {
+            root_fs::replace_seed(&copy.to, &seed, &files.dir).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives complete copies their names, the root last.
+    ///
+    /// # Errors
+    /// When one cannot be named; those before it have been.
+    pub async fn publish_copies(&self, copies: Vec<DiskCopy>) -> Result<(), StorageError> {
+        for copy in copies {
+            copy.publish().await?;
+        }
+        Ok(())
+    }
+
+    /// Removes copies that will not be complete.
+    pub fn discard_copies(&self, copies: &[DiskCopy]) {
+        copies.iter().for_each(DiskCopy::discard);
     }
 
     /// Writes the seed disk of a virtual machine; one that says the same already is left alone.

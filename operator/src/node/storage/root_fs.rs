@@ -203,7 +203,7 @@ pub(super) async fn grow(image: &Path, size_mib: u64) -> Result<(), StorageError
 }
 
 /// resize2fs and debugfs want a checked file system, and a container that lost power leaves one to repair.
-async fn check(image: &Path) -> Result<(), StorageError> {
+pub(super) async fn check(image: &Path) -> Result<(), StorageError> {
     // 1 = repaired.
     let check = Run::new(E2FSCK).args(&["-f", "-p"]).arg(image).accept(&[1]);
     check.output("checking the file system").await.map(drop)

@@ -528,6 +528,11 @@ fn run(dice: &mut Dice, world: &mut World, goal: &Goal, kills: usize) -> Plan {
                 assert!(!world.seen.memory.images_cached, "waits for what is there");
                 world.seen.memory.images_cached = true;
             }
+            Next::Wait(_, Waiting::Copy) => {
+                assert!(world.seen.files.root.is_none(), "copies over what is there");
+                world.seen.files.root = Some(10_240);
+                world.seen.files.any = true;
+            }
             Next::Wait(until, Waiting::Shutdown | Waiting::CrashLoop) => {
                 assert!(until >= world.now, "a wait for the past");
                 world.now = until;
