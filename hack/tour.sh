@@ -355,11 +355,12 @@ image_url() { vsi get image debian-guest -o 'jsonpath={.spec.downloadUrl}'; }
 
 # image NAME URL [SHA256]
 image() {
+    local sum=${3:+", sha256: '$3'"}
     vsi apply -f - >/dev/null <<YAML
 apiVersion: virtshell.io/v1alpha1
 kind: Image
 metadata: {name: $1, namespace: $NAMESPACE}
-spec: {type: disk, downloadUrl: "$2"${3:+, sha256: "$3"}}
+spec: {type: disk, downloadUrl: "$2"$sum}
 YAML
 }
 
@@ -381,18 +382,18 @@ stop_full() {
     expect "an image that does not fit is refused before it is fetched" 'is tour-other ImageReady False || is tour-other Scheduled False' \
         'says tour-other ImageReady; says tour-other Scheduled'
     type_ "hack/host.sh exec $HOST fallocate -l $(($(free_mib) - 4))M /srv/virtshell/filler2"
-    type_ "VIRSH='hack/host.sh exec $HOST virsh' hack/guest-exec tour-guest '(yes data | head -c 40000000 >/data/big; sync) >/dev/null 2>&1 &'"
+    type_ "VIRSH='hack/host.sh exec $HOST virsh' hack/guest-exec tour-guest '(yes data | head -c 12000000 >/data/big; sync) >/dev/null 2>&1 &'"
     expect "the guest that writes is suspended by QEMU, shown as that, and not resumed into a full disk" \
         'is tour-guest Ready "False StorageFailed" && [[ $(virsh_ domstate '"$domain"') == paused ]]' 'says tour-guest Ready'
     type_ "hack/host.sh exec $HOST rm /srv/virtshell/filler /srv/virtshell/filler2"
     expect "with room it goes on by itself, and so does the one that waited" 'is_ready tour-guest && is_ready tour-other' \
         'echo "tour-guest $(says tour-guest Ready) tour-other $(says tour-other Ready) StorageHealthy $(host_says StorageHealthy)"'
-    expect "nothing that the guest wrote is lost" '[[ $(written) == 40000000 ]]' 'echo "$(written) bytes"'
+    expect "nothing that the guest wrote is lost" '[[ $(written) == 12000000 ]]' 'echo "$(written) bytes"'
     remove tour-other
     vsi delete image tour-other >/dev/null
 }
 
 # written: bytes of the guest's file that are what was written.
-written() { VIRSH="hack/host.sh exec $HOST virsh" hack/guest-exec tour-guest 'yes data | head -c 40000000 | cmp - /data/big && wc -c </data/big'; }
+written() { VIRSH="hack/host.sh exec $HOST virsh" hack/guest-exec tour-guest 'yes data | head -c 12000000 | cmp - /data/big && wc -c </data/big'; }
 
 main "$@"

@@ -129,7 +129,7 @@ async fn full_disk(story: &Story) -> Result<()> {
     ))?;
     tight.in_guest(
         &writer,
-        "(yes data | head -c 40000000 >/data/big; sync; touch /data/done) >/dev/null 2>&1 &",
+        "(yes data | head -c 12000000 >/data/big; sync; touch /data/done) >/dev/null 2>&1 &",
     )?;
     let failed = |i: &_| said(i, "Ready").starts_with("False StorageFailed");
     let (paused, _) = story
@@ -167,7 +167,7 @@ async fn full_disk(story: &Story) -> Result<()> {
     )?;
     let sum = tight.in_guest(&writer, "sha256sum </data/big")?;
     ensure!(
-        sum == tight.sh("yes data | head -c 40000000 | sha256sum")?,
+        sum == tight.sh("yes data | head -c 12000000 | sha256sum")?,
         "what the guest wrote is there"
     );
     story.delete("late").await?;
