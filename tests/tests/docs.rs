@@ -12,7 +12,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "System::start runs hack/up.sh, which is all that make up does",
     ),
     ("make test", "whoever runs this"),
-    ("make tour", "its stops: the documents show some, tests/e2e_chaos tells all"),
+    (
+        "make tour",
+        "its stops: the documents show some, tests/e2e_chaos tells all",
+    ),
     (". .virtshell/env", "every shell of this test begins with it"),
 ];
 

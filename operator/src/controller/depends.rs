@@ -142,6 +142,7 @@ fn runs(instance: &Instance) -> bool {
 }
 
 /// What others can see of an Instance that they may wait for.
+#[must_use]
 pub fn view(instance: &Instance) -> impl PartialEq + '_ {
     let status = instance.status.as_ref();
     (
@@ -217,9 +218,8 @@ fn made_by(
         .all()
         .into_iter()
         .filter(|other| {
-            let theirs = frozen(other)
-                .map(|r| r.environment.as_str())
-                .unwrap_or_else(|| environment_name(&other.spec));
+            let theirs =
+                frozen(other).map_or_else(|| environment_name(&other.spec), |r| r.environment.as_str());
             other.metadata.namespace == instance.metadata.namespace
                 && other.metadata.uid != instance.metadata.uid
                 && theirs == environment

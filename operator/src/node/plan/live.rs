@@ -119,13 +119,12 @@ fn carried(live: &Definition, wanted: &Applied, memory: &Memory, now: Moment) ->
     let (Some(want), Some(have)) = (wanted.get(field), carried.get(field)) else {
         return carried;
     };
-    let moving = memory
-        .balloon
-        .is_some_and(|(mib, since)| mib.to_string() == *want && now < since + BALLOON_PATIENCE);
+    let asked = memory.balloon.filter(|(mib, _)| mib.to_string() == *want);
+    let moving = asked.is_some_and(|(_, since)| now < since + BALLOON_PATIENCE);
     // Without a balloon driver a guest has all it was started with, and no restart changes that.
     let unmoved = carried.get("maxMemoryMiB") == Some(have);
-    let recorded = live.metadata.applied.get(field) == Some(want) || memory.balloon.is_some();
-    if moving || (unmoved && recorded) {
+    let recorded = live.metadata.applied.get(field) == Some(want);
+    if moving || (unmoved && (asked.is_some() || recorded)) {
         let want = want.clone();
         carried.insert(field.to_owned(), want);
     }

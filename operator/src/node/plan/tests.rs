@@ -675,6 +675,15 @@ fn a_balloon_takes_its_time() {
             vec![],
             vec![],
         ),
+        (
+            "it was started with all of it, and shall have less",
+            with(seen("2048", Some((2048, ago(5)))), |d, _, _| {
+                let record = &mut d.live.as_mut().unwrap().metadata.applied;
+                record.insert("memoryMiB".to_owned(), "2048".to_owned());
+            }),
+            vec![Change(C::Memory(512))],
+            vec!["memoryMiB"],
+        ),
     ] {
         assert_eq!(plan(&present(&vm), &seen, NOW).actions, actions, "{rule}");
         let DomainState::Ours(domain) = &seen.domain else {
