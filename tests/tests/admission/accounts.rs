@@ -531,6 +531,8 @@ async fn each_account_may_do_its_work_and_no_more() -> anyhow::Result<()> {
         (node, "get", "", "secrets", "any", false),
         (node, "list", "", "secrets", "any", false),
         (node, "get", ours, "images", "any", false),
+        (node, "list", ours, "files", "any", true),
+        (node, "patch", ours, "files", "any", false),
         (node, "create", "authentication.k8s.io", "tokenreviews", "", true),
     ] {
         let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
