@@ -5,6 +5,7 @@
 //! defence it guards and how it was seen to fail without it.
 
 mod agent;
+mod clone;
 mod crash;
 mod drift;
 mod libvirtd;
