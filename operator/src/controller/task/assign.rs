@@ -7,24 +7,27 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
-use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState, TaskRef};
+use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState, TaskRef, TaskTarget};
 use virtshell_crds::{
     ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, Task, TaskAssignment, TaskAssignmentSpec,
     TaskStatus, names,
 };
 
-use super::guest::{self, Given, HostState, Seen};
+use super::guest::{self, Given, HostState, Plan, Seen};
 use super::outcome::Standing;
 use crate::controller::cache::{Cached, Change, ObjectKey};
 use crate::controller::context::{Context, cluster_key};
 use crate::controller::host::is_confirmed_gone;
 use crate::controller::write::Error;
 
+/// Instances that are read at the same time, of a Task that may have a thousand.
+const READS: usize = 8;
 /// Beyond its time limit, how long a host may take to say that a command has ended.
 const LAST_WORDS: Duration = Duration::from_mins(1);
 
@@ -106,12 +109,48 @@ pub async fn perform(
     now: Timestamp,
 ) -> Result<(TaskStatus, Vec<(String, Standing)>), Error> {
     withdraw(ctx, task).await?;
-    let parts = parts_of(ctx, task);
     let targets = super::targets(ctx, task, true);
     let mut instances: Vec<Option<Arc<Instance>>> = Vec::with_capacity(targets.len());
     for target in &targets {
         instances.push(super::find_target(ctx, task, target).await?);
     }
+    let mut plan = judge(ctx, task, &status, &targets, &instances, now);
+    let decided = |plan: &Plan| !plan.parts.is_empty() || plan.refused.len() > status.refused.len();
+    if decided(&plan) {
+        // What is decided now is decided for good: it must not rest on what the cache has not seen yet.
+        instances = read(ctx, task, &targets).await?;
+        plan = judge(ctx, task, &status, &targets, &instances, now);
+    }
+    for (host, targets) in plan.parts {
+        give(ctx, task, &host, targets).await?;
+        status.hosts.push(host);
+    }
+    status.refused = plan.refused;
+    Ok((status, plan.standings))
+}
+
+/// The Instances that targets mean, as the API server has them.
+async fn read(
+    ctx: &Context,
+    task: &Task,
+    targets: &[TaskTarget],
+) -> Result<Vec<Option<Arc<Instance>>>, Error> {
+    let reads = targets
+        .to_vec()
+        .into_iter()
+        .map(|target| async move { super::read_target(ctx, task, &target).await });
+    futures::stream::iter(reads).buffered(READS).try_collect().await
+}
+
+fn judge(
+    ctx: &Context,
+    task: &Task,
+    status: &TaskStatus,
+    targets: &[TaskTarget],
+    instances: &[Option<Arc<Instance>>],
+    now: Timestamp,
+) -> Plan {
+    let parts = parts_of(ctx, task);
     let given: HashMap<&str, (&AssignedTarget, Given<'_>)> = parts
         .iter()
         .filter(|part| part.spec.attempt == task.spec.retry)
@@ -127,23 +166,21 @@ pub async fn perform(
         .collect();
     let seen: Vec<Seen<'_>> = targets
         .iter()
-        .zip(&instances)
+        .zip(instances)
         .map(|(target, instance)| {
+            let instance = instance.as_deref();
             let given = given
                 .get(target.name.as_str())
                 .filter(|(assigned, _)| target.uid.as_ref().is_none_or(|uid| *uid == assigned.uid));
             // A namesake that was made later is not what the host was given.
             let meant = instance
-                .as_deref()
                 .filter(|i| given.is_none_or(|(assigned, _)| i.metadata.uid.as_ref() == Some(&assigned.uid)));
             let host = given
                 .map(|(_, g)| g.host)
                 .or_else(|| meant.and_then(|i| i.spec.host.as_deref()));
             Seen {
                 target,
-                name: instance
-                    .as_deref()
-                    .map_or(target.name.as_str(), Cached::wire_name),
+                name: instance.map_or(target.name.as_str(), Cached::wire_name),
                 instance: meant,
                 given: given.map(|(_, g)| *g),
                 host: host.map_or(HostState::Alive, |host| host_state(ctx, host)),
@@ -153,13 +190,7 @@ pub async fn perform(
             }
         })
         .collect();
-    let plan = guest::plan(task, &status, &seen);
-    for (host, targets) in plan.parts {
-        give(ctx, task, &host, targets).await?;
-        status.hosts.push(host);
-    }
-    status.refused = plan.refused;
-    Ok((status, plan.standings))
+    guest::plan(task, status, &seen)
 }
 
 /// Whether an earlier attempt has begun something in this guest and has not said how it ended, while it still may.

@@ -320,11 +320,22 @@ async fn find_target(
     {
         return Ok(Some(instance));
     }
+    read_target(ctx, task, target).await
+}
+
+/// The Instance that a target means, as the API server has it.
+async fn read_target(
+    ctx: &Context,
+    task: &Task,
+    target: &TaskTarget,
+) -> Result<Option<Arc<Instance>>, Error> {
+    let namespace = task.namespace().unwrap_or_default();
     let api: Api<Instance> = Api::namespaced(ctx.client.clone(), &namespace);
     let found = api
         .get_opt(&target.name)
         .await
         .map_err(Error::api(format!("read instance {}", target.name)))?;
+    let is_meant = |i: &Instance| target.uid.is_none() || i.metadata.uid == target.uid;
     Ok(found.filter(is_meant).map(Arc::new))
 }
 
