@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, STORAGE_HEALTHY, Status};
@@ -40,6 +41,10 @@ pub enum Key {
     Section(ObjectKey),
     /// An Environment.
     Environment(ObjectKey),
+    /// An Image.
+    Image(ObjectKey),
+    /// A Provisioner.
+    Provisioner(ObjectKey),
     /// A User.
     User(ObjectKey),
     /// A Group.
@@ -57,6 +62,8 @@ impl Key {
             Self::Host(_) => "Host",
             Self::Section(_) => "Section",
             Self::Environment(_) => "Environment",
+            Self::Image(_) => "Image",
+            Self::Provisioner(_) => "Provisioner",
             Self::User(_) => "User",
             Self::Group(_) => "Group",
             Self::Task(_) => "Task",
@@ -71,6 +78,8 @@ impl Key {
             | Self::Host(key)
             | Self::Section(key)
             | Self::Environment(key)
+            | Self::Image(key)
+            | Self::Provisioner(key)
             | Self::User(key)
             | Self::Group(key)
             | Self::Task(key) => key,
@@ -187,6 +196,8 @@ pub struct Context {
     pub users: Cache<User>,
     /// Groups.
     pub groups: Cache<Group>,
+    /// Kubernetes nodes, with their addresses alone.
+    pub nodes: Cache<Node>,
     /// Tasks.
     pub tasks: Cache<Task>,
     /// The parts of Tasks that hosts do, without output.
@@ -236,6 +247,7 @@ impl Context {
             provisioners: Cache::default(),
             users: Cache::default(),
             groups: Cache::default(),
+            nodes: Cache::default(),
             tasks: Cache::tracked(move |change| lock(&index).observe(change)),
             assignments: Cache::tracked(move |change| lock(&assigned).observe(change)),
             task_retention,
@@ -469,8 +481,54 @@ impl Context {
         self.wake(&desk.unscheduled);
     }
 
+    /// Puts an object in line, and those whose name it had or took.
+    fn named_changed<K: Cached>(&self, cache: &Cache<K>, change: &Change<K>, key: fn(ObjectKey) -> Key) {
+        let sides = [change.old.as_deref(), change.new.as_deref()];
+        if let Some(new) = sides[1] {
+            self.queue.add(key(ObjectKey::of(new)));
+        }
+        if sides[0].map(Cached::wire_name) == sides[1].map(Cached::wire_name) {
+            return;
+        }
+        for object in sides.into_iter().flatten() {
+            let namespace = object.meta().namespace.as_deref().unwrap_or_default();
+            for other in cache.namesakes(namespace, object.wire_name()) {
+                self.queue.add(key(ObjectKey::of(&*other)));
+            }
+        }
+    }
+
+    /// An Image changed.
+    pub fn image_changed(&self, change: &Change<Image>) {
+        self.named_changed(&self.images, change, Key::Image);
+        self.reference_changed(change);
+    }
+
+    /// A Provisioner changed.
+    pub fn provisioner_changed(&self, change: &Change<Provisioner>) {
+        self.named_changed(&self.provisioners, change, Key::Provisioner);
+        self.reference_changed(change);
+    }
+
+    /// A Group changed.
+    pub fn group_changed(&self, change: &Change<Group>) {
+        self.named_changed(&self.groups, change, Key::Group);
+    }
+
+    /// A Kubernetes node changed: a Host may be on it.
+    pub fn node_changed(&self, change: &Change<Node>) {
+        let addresses = |node: &Option<Arc<Node>>| node.as_ref().and_then(|n| n.status.clone()?.addresses);
+        if change.old.is_none() || addresses(&change.old) != addresses(&change.new) {
+            for host in self.hosts.all() {
+                if host.spec.node_name.is_none() {
+                    self.queue.add(Key::Host(ObjectKey::of(&*host)));
+                }
+            }
+        }
+    }
+
     /// An Image or a Provisioner changed.
-    pub fn reference_changed<K: Cached>(&self, change: &Change<K>) {
+    fn reference_changed<K: Cached>(&self, change: &Change<K>) {
         if change.alters_spec() {
             self.wake(&self.desk().unaccepted);
             self.wake(&self.desk().dependent);
@@ -522,9 +580,7 @@ impl Context {
 
     /// A Section changed.
     pub fn section_changed(&self, change: &Change<Section>) {
-        if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
-            self.queue.add(Key::Section(ObjectKey::of(&**any)));
-        }
+        self.named_changed(&self.sections, change, Key::Section);
         if change.alters_spec() {
             self.all_groupings();
             self.wake(&self.desk().unaccepted);
@@ -534,9 +590,7 @@ impl Context {
 
     /// An Environment changed.
     pub fn environment_changed(&self, change: &Change<Environment>) {
-        if let Some(any) = change.new.as_ref().or(change.old.as_ref()) {
-            self.queue.add(Key::Environment(ObjectKey::of(&**any)));
-        }
+        self.named_changed(&self.environments, change, Key::Environment);
         if change.alters_spec() {
             // It holds the section it names, or lets it go.
             for key in self.sections.keys() {
@@ -561,7 +615,7 @@ impl Context {
         {
             self.queue.add(Key::Group(group));
         }
-        self.queue.add(Key::User(key));
+        self.named_changed(&self.users, change, Key::User);
     }
 
     /// A Task changed.
@@ -680,6 +734,18 @@ impl Cached for Instance {
 }
 
 impl Cached for Lease {}
+
+impl Cached for Node {
+    fn strip(&mut self) {
+        // A node's status lists every image that it has pulled.
+        if let Some(status) = self.status.take() {
+            self.status = Some(NodeStatus {
+                addresses: status.addresses,
+                ..NodeStatus::default()
+            });
+        }
+    }
+}
 
 macro_rules! cached_by_display_name {
     ($($kind:ty),*) => {$(

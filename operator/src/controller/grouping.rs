@@ -3,14 +3,13 @@
 use kube::ResourceExt;
 use kube::api::Api;
 use serde_json::{Value, json};
-use virtshell_crds::condition::{self, ACCEPTED, Status};
 use virtshell_crds::{Environment, Host, MANAGER_CONTROLLER, Section};
 
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
-use super::guard;
 use super::placement::Reach;
 use super::write::{self, Error};
+use super::{guard, wire_name};
 use crate::status::{apply, differs};
 
 const OWNED: [&str; 4] = ["observedGeneration", "hosts", "instances", "conditions"];
@@ -67,7 +66,10 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
     guard::guard(ctx, &api, &*section, holder.as_deref()).await?;
     let in_use = guard::condition(&*section, "section", section.wire_name(), holder.as_deref());
     let generation = section.metadata.generation;
-    let accepted = condition::condition(ACCEPTED, Status::True, "Valid", "", generation, write::now());
+    let accepted = wire_name::accepted(
+        generation,
+        wire_name::conflict(&ctx.sections, &*section, "section"),
+    );
     let present = section
         .status
         .as_ref()
@@ -132,20 +134,9 @@ fn environment_status(ctx: &Context, environment: &Environment) -> Value {
     let section = environment.spec.section.as_deref();
     let missing = section.filter(|name| ctx.sections.find("", name).is_none());
     let generation = environment.metadata.generation;
-    let accepted = match missing {
-        None => condition::condition(ACCEPTED, Status::True, "Valid", "", generation, write::now()),
-        Some(name) => {
-            let message = format!("section {name} not found");
-            condition::condition(
-                ACCEPTED,
-                Status::False,
-                "SectionNotFound",
-                message,
-                generation,
-                write::now(),
-            )
-        }
-    };
+    let missing = missing.map(|name| ("SectionNotFound", format!("section {name} not found")));
+    let flaw = wire_name::conflict(&ctx.environments, environment, "enviroment").or(missing);
+    let accepted = wire_name::accepted(generation, flaw);
     let in_use = holder(instances as u64);
     let in_use = guard::condition(
         environment,

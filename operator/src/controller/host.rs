@@ -14,7 +14,7 @@ use super::cache::{Cached, ObjectKey};
 use super::context::Context;
 use super::events::Level;
 use super::write::{self, Error};
-use super::{guard, identity, pulse};
+use super::{guard, identity, node_name, pulse};
 use crate::status::{apply, differs};
 
 /// Reason of `Ready=Unknown` on a Host that is silent.
@@ -35,6 +35,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     };
     if host.metadata.deletion_timestamp.is_none() {
         identity::ensure_host(ctx, &host).await?;
+        node_name::fill(ctx, &host).await?;
     }
     let next_beat = watch_over(ctx, &host).await?;
     let instances = ctx.desk().ledger.used(&key.name).instances;

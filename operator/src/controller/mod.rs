@@ -25,6 +25,7 @@ pub mod launch;
 pub mod leader;
 pub mod ledger;
 pub mod metrics;
+pub mod node_name;
 pub mod placement;
 pub mod pulse;
 pub mod queue;
@@ -32,6 +33,7 @@ pub mod task;
 #[cfg(test)]
 mod testing;
 pub mod user;
+pub mod wire_name;
 pub mod write;
 
 use std::net::SocketAddr;
@@ -201,25 +203,22 @@ fn start(client: Client, settings: Settings, me: String, metrics: Metrics) -> Jo
         &mut team,
         &ctx,
         |c| &c.images,
-        |c, change| c.reference_changed(&change),
+        |c, change| c.image_changed(&change),
     );
     follow(
         &mut team,
         &ctx,
         |c| &c.provisioners,
-        |c, change| c.reference_changed(&change),
+        |c, change| c.provisioner_changed(&change),
     );
     follow(&mut team, &ctx, |c| &c.users, |c, change| c.user_changed(&change));
     follow(
         &mut team,
         &ctx,
         |c| &c.groups,
-        |c, change| {
-            if let Some(new) = &change.new {
-                c.queue.add(Key::Group(cache::ObjectKey::of(&**new)));
-            }
-        },
+        |c, change| c.group_changed(&change),
     );
+    follow(&mut team, &ctx, |c| &c.nodes, |c, change| c.node_changed(&change));
     follow(&mut team, &ctx, |c| &c.tasks, |c, change| c.task_changed(&change));
     follow(
         &mut team,
@@ -281,6 +280,7 @@ async fn work_when_synced(ctx: Arc<Context>) {
         ctx.provisioners.synced(),
         ctx.users.synced(),
         ctx.groups.synced(),
+        ctx.nodes.synced(),
         ctx.tasks.synced(),
         ctx.assignments.synced(),
     );
@@ -335,7 +335,9 @@ async fn reconcile(ctx: &Context, key: &Key) -> Result<Option<Duration>, Error> 
         Key::Host(at) => host::reconcile(ctx, at).await,
         Key::Section(at) => grouping::reconcile_section(ctx, at).await.map(|()| None),
         Key::Environment(at) => grouping::reconcile_environment(ctx, at).await,
-        Key::User(at) => user::reconcile(ctx, at).await.map(|()| None),
+        Key::Image(at) => wire_name::reconcile_image(ctx, at).await.map(|()| None),
+        Key::Provisioner(at) => wire_name::reconcile_provisioner(ctx, at).await.map(|()| None),
+        Key::User(at) => user::reconcile(ctx, at).await,
         Key::Group(at) => user::reconcile_group(ctx, at).await.map(|()| None),
         Key::Task(at) => task::reconcile(ctx, at).await,
     }

@@ -1,19 +1,24 @@
 //! Users' keys and groups' members.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::Secret;
 use kube::Resource;
 use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use serde_json::json;
-use virtshell_crds::condition::{self, ACCEPTED, Status};
 use virtshell_crds::group::GroupMember;
 use virtshell_crds::{Group, LABEL_CREDENTIALS, MANAGER_CONTROLLER, User};
 
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
+use super::wire_name;
 use super::write::{self, Error};
 use crate::status::{apply, differs};
 
+/// Keys are looked at this often: the controller may read a Secret by name, not watch them all, so nobody tells when one was
+/// deleted or changed.
+const KEYS_PERIOD: Duration = Duration::from_mins(1);
 const ACCESS_KEY_ID: &str = "accessKeyId";
 const SECRET_ACCESS_KEY: &str = "secretAccessKey";
 /// Characters of an access key id.
@@ -21,14 +26,14 @@ const ID_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Characters of a secret key: those of URL-safe base64.
 const KEY_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
-/// Looks at one User: makes its default keys when they are missing, and shows the id.
-pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
+/// Looks at one User: makes its default keys when they are missing, and shows the id. The answer is when to look again.
+pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
     let Some(user) = ctx
         .users
         .get(key)
         .filter(|u| u.metadata.deletion_timestamp.is_none())
     else {
-        return Ok(());
+        return Ok(None);
     };
     let name = user.credentials_secret();
     let secrets: Api<Secret> = Api::namespaced(ctx.client.clone(), &key.namespace);
@@ -55,17 +60,9 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
         ("SecretUnusable", message)
     }));
     let generation = user.metadata.generation;
-    let accepted = match &id {
-        Ok(_) => condition::condition(ACCEPTED, Status::True, "Valid", "", generation, write::now()),
-        Err((reason, message)) => condition::condition(
-            ACCEPTED,
-            Status::False,
-            reason,
-            message.as_str(),
-            generation,
-            write::now(),
-        ),
-    };
+    let flaw = id.as_ref().err().cloned();
+    let flaw = wire_name::conflict(&ctx.users, &*user, "user").or(flaw);
+    let accepted = wire_name::accepted(generation, flaw);
     let present = user
         .status
         .as_ref()
@@ -87,7 +84,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
             .map_err(Error::api(format!("write the status of user {key}")))?;
         ctx.metrics.wrote("User");
     }
-    Ok(())
+    Ok(Some(KEYS_PERIOD))
 }
 
 /// The id in a Secret that the gateway can use.
@@ -147,7 +144,7 @@ pub async fn reconcile_group(ctx: &Context, key: &ObjectKey) -> Result<(), Error
         .collect();
     let members = members(&group, &users);
     let generation = group.metadata.generation;
-    let accepted = condition::condition(ACCEPTED, Status::True, "Valid", "", generation, write::now());
+    let accepted = wire_name::accepted(generation, wire_name::conflict(&ctx.groups, &*group, "group"));
     let present = group
         .status
         .as_ref()

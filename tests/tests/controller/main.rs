@@ -2,6 +2,7 @@
 //!
 //! - [`world`]: a namespace with an Environment and hosts of its own, and what agents do there.
 //! - `dependencies`: what an Instance waits for.
+//! - `housekeeping`: names, nodes, keys, deletion.
 //! - `launches`: groups of Instances.
 //! - `tasks`: work that hosts do inside guests.
 
@@ -11,6 +12,7 @@
 )]
 
 mod dependencies;
+mod housekeeping;
 mod launches;
 mod tasks;
 mod world;

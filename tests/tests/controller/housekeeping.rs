@@ -1,0 +1,170 @@
+//! What the controller keeps in order beside Instances: names, nodes, keys, and namespaces that go.
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
+use kube::Api;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use serde_json::{Value, json};
+use virtshell_crds::condition::{self, ACCEPTED};
+use virtshell_crds::{Environment, Host, Image, Instance, Section, User};
+use virtshell_tests::wait::SOON;
+use virtshell_tests::wait_for;
+
+use crate::world::World;
+
+/// `False/Reason: message` or `True/Valid: ` of the condition Accepted.
+fn accepted(status: Option<Value>) -> String {
+    let conditions = status.unwrap_or_default()["conditions"].clone();
+    let conditions: Vec<_> = serde_json::from_value(conditions).unwrap_or_default();
+    condition::find(&conditions, ACCEPTED)
+        .map(|c| format!("{}/{}: {}", c.status, c.reason, c.message))
+        .unwrap_or_default()
+}
+
+#[tokio::test]
+async fn the_oldest_keeps_a_name_until_it_goes() -> anyhow::Result<()> {
+    let w = World::with_hosts("names", 0).await?;
+    let image = json!({"type": "disk", "displayName": "Debian 12"});
+    let valid = "True/Valid: ";
+    w.create::<Image>("a", image.clone()).await?;
+    // Creation times have whole seconds; of one second, the first by name counts.
+    w.create::<Image>("b", image).await?;
+    let says = |words: &'static str| move |i: &Image| accepted(i.status.as_ref().map(|s| json!(s))) == words;
+    w.until("a", "to have the name", says(valid)).await?;
+    w.until(
+        "b",
+        "to be refused",
+        says("False/NameConflict: image Debian 12 already exists (object a)"),
+    )
+    .await?;
+    w.patch::<Image>("a", json!({"spec": {"displayName": "Debian 13"}}))
+        .await?;
+    w.until("b", "to have the name", says(valid)).await?;
+
+    // An object's name is its wire name where it has no other.
+    w.create::<Environment>("f", json!({"displayName": "e"})).await?;
+    let says =
+        |words: &'static str| move |e: &Environment| accepted(e.status.as_ref().map(|s| json!(s))) == words;
+    let refused = says("False/NameConflict: enviroment e already exists (object e)");
+    w.until("f", "to be refused", refused).await?;
+    w.api::<Environment>()
+        .delete("e", &DeleteParams::default())
+        .await?;
+    w.until("f", "to have the name", says(valid)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_is_on_the_node_of_its_name() -> anyhow::Result<()> {
+    let w = World::with_hosts("nodes", 1).await?;
+    let name = w.nodes[0].host.clone();
+    let nodes: Api<Node> = Api::all(w.admin.clone());
+    let node: Node = serde_json::from_value(json!({"metadata": {"name": name}}))?;
+    nodes.create(&PostParams::default(), &node).await?;
+    let hosts: Api<Host> = Api::all(w.admin.clone());
+    let look = async || hosts.get(&name).await;
+    let is_there = |h: &Host| h.spec.node_name.as_deref() == Some(name.as_str());
+    wait_for("the host's node to be known", SOON, look, is_there).await?;
+    nodes.delete(&name, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_that_were_deleted_are_made_anew() -> anyhow::Result<()> {
+    let w = World::with_hosts("keys", 0).await?;
+    w.create::<User>("ann", json!({"type": "regular", "login": "ann"}))
+        .await?;
+    let id = |u: &User| {
+        u.status
+            .as_ref()
+            .map(|s| s.access_key_id.clone())
+            .unwrap_or_default()
+    };
+    let user = w.until("ann", "to have keys", |u| !id(u).is_empty()).await?;
+    let secrets: Api<Secret> = Api::namespaced(w.admin.clone(), &w.namespace);
+    secrets
+        .delete(&user.credentials_secret(), &DeleteParams::default())
+        .await?;
+    let users = w.api::<User>();
+    let look = async || users.get("ann").await;
+    let old = id(&user);
+    // The controller looks once a minute.
+    let limit = SOON + Duration::from_mins(1);
+    wait_for("other keys", limit, look, |u| !id(u).is_empty() && id(u) != old).await?;
+    secrets.get(&user.credentials_secret()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_in_use_stays_until_its_users_are_gone() -> anyhow::Result<()> {
+    let w = World::with_hosts("in-use", 0).await?;
+    let sections: Api<Section> = Api::all(w.admin.clone());
+    let name = format!("{}-section", w.namespace);
+    let section: Section = serde_json::from_value(json!({
+        "apiVersion": "virtshell.io/v1alpha1", "kind": "Section", "metadata": {"name": name}, "spec": {},
+    }))?;
+    sections.create(&PostParams::default(), &section).await?;
+    w.create::<Environment>("user", json!({"section": name})).await?;
+    let look = async || sections.get_opt(&name).await;
+    let held = |s: &Option<Section>| s.as_ref().is_some_and(|s| s.metadata.finalizers.is_some());
+    wait_for("the section to be held", SOON, look, held).await?;
+    sections.delete(&name, &DeleteParams::default()).await?;
+    let words = format!("section {name} is in use: enviroment user");
+    let says = |s: &Option<Section>| {
+        let status = s.as_ref().and_then(|s| s.status.as_ref());
+        let condition = status.and_then(|s| condition::find(&s.conditions, "InUse"));
+        condition.is_some_and(|c| c.message == words)
+    };
+    wait_for("the section to say who uses it", SOON, look, says).await?;
+    w.api::<Environment>()
+        .delete("user", &DeleteParams::default())
+        .await?;
+    wait_for("the section to go", SOON, look, Option::is_none).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_deleted_goes() -> anyhow::Result<()> {
+    let w = World::with_hosts("namespace", 1).await?;
+    w.running("single", 0).await?;
+    w.create::<Instance>("unplaced", json!({"blank": true, "environment": "nowhere"}))
+        .await?;
+    let group = json!({"blank": true, "environment": "e", "memoryMiB": 64, "launch": {"min": 1, "max": 2}});
+    w.create::<Instance>("group", group).await?;
+    let launched = |i: &Instance| i.status.as_ref().is_some_and(|s| s.children.len() == 2);
+    w.until("group", "to be launched", launched).await?;
+    w.task(
+        "t",
+        &["single"],
+        json!({"type": "execute_command", "params": {"command": "true"}}),
+    )
+    .await?;
+    w.part("t", 0, 0).await?;
+    w.create::<User>("ann", json!({"type": "regular", "login": "ann"}))
+        .await?;
+
+    let namespaces: Api<Namespace> = Api::all(w.admin.clone());
+    namespaces.delete(&w.namespace, &DeleteParams::default()).await?;
+    let instances = w.api::<Instance>();
+    let look = async || -> kube::Result<Option<Namespace>> {
+        // What agents do when they see a deletion.
+        for instance in instances.list(&ListParams::default()).await? {
+            let (meta, name) = (
+                &instance.metadata,
+                instance.metadata.name.clone().unwrap_or_default(),
+            );
+            let held = meta
+                .finalizers
+                .iter()
+                .flatten()
+                .any(|f| f == virtshell_crds::FINALIZER_DOMAIN);
+            if meta.deletion_timestamp.is_some() && held && instance.spec.host.is_some() {
+                w.nodes[0].release(&w.namespace, &name).await?;
+            }
+        }
+        namespaces.get_opt(&w.namespace).await
+    };
+    wait_for("the namespace to be gone", SOON * 2, look, Option::is_none).await?;
+    Ok(())
+}
