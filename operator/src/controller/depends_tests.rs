@@ -1,3 +1,8 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    reason = "JSON literals read better as arguments"
+)]
+
 use super::*;
 use serde_json::{Value, json};
 

@@ -10,7 +10,6 @@
     clippy::unwrap_used,
     reason = "a test fails by panicking, also in its helpers"
 )]
-
 mod dependencies;
 mod housekeeping;
 mod launches;

@@ -136,8 +136,8 @@ async fn read(
     targets: &[TaskTarget],
 ) -> Result<Vec<Option<Arc<Instance>>>, Error> {
     let reads = targets
-        .to_vec()
-        .into_iter()
+        .iter()
+        .cloned()
         .map(|target| async move { super::read_target(ctx, task, &target).await });
     futures::stream::iter(reads).buffered(READS).try_collect().await
 }

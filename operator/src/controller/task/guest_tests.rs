@@ -1,3 +1,9 @@
+#![expect(
+    clippy::needless_pass_by_value,
+    clippy::too_many_lines,
+    reason = "a table reads best flat, with its values in place"
+)]
+
 use super::HostState::{Alive, Gone, Silent};
 use super::*;
 use serde_json::{Value, json};
