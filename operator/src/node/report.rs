@@ -510,3 +510,7 @@ fn agent_connected(facts: &Facts<'_>, ours: Option<&OurDomain>) -> Said {
         ),
     }
 }
+
+#[cfg(test)]
+#[path = "report/tests.rs"]
+mod tests;

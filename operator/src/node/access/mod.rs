@@ -5,7 +5,7 @@
 //! lxc         a process in the container's namespaces (namespaces)
 //! ```
 //!
-//! [`choose`] picks the way, [`Guest::open`] makes sure that the domain is ours and runs, [`Guest::run`] and
+//! [`choose()`] picks the way, [`Guest::open`] makes sure that the domain is ours and runs, [`Guest::run`] and
 //! [`Guest::write_file`] are the same for all. What a guest says is bounded before it leaves the guest ([`script`]).
 
 mod agent;
