@@ -486,7 +486,16 @@ async fn each_account_may_do_its_work_and_no_more() -> anyhow::Result<()> {
         (controller, "create", "", "secrets", "any", true),
         (controller, "list", "", "secrets", "any", false),
         (controller, "patch", "", "serviceaccounts", SYSTEM, true),
-        (controller, "create", ours, "instances", "any", false),
+        // What is launched, and dependencies.
+        (controller, "create", ours, "instances", "any", true),
+        (controller, "create", ours, "taskassignments", "any", true),
+        (controller, "delete", ours, "taskassignments", "any", true),
+        (controller, "patch", ours, "taskassignments/status", "any", false),
+        (controller, "patch", ours, "images/status", "any", true),
+        (controller, "patch", ours, "images", "any", false),
+        (controller, "create", ours, "provisioners", "any", false),
+        (controller, "watch", "", "nodes", "", true),
+        (controller, "patch", "", "nodes", "", false),
         (controller, "create", "", "serviceaccounts", "any", false),
         (controller, "delete", ours, "hosts", "", false),
         (
