@@ -245,10 +245,17 @@ join_host() {
     (in_host bash -c '. "$1/hack/lib.sh" && shift && start_process "$@"' bash "$REPO" "$DIR" agent \
         "$operator" node --kubeconfig "$DIR/agent.kubeconfig" --token-file "$DIR/agent.token" --namespace "$SYSTEM_NAMESPACE" \
         --host-name "$NAME" --data-dir "$DATA" --allow-emulation --allow-file-images --listen "$AGENT_LISTEN")
-    wait_until 30 agent_serves || die "the agent of $NAME does not become ready: $(tail -n 3 "$DIR/logs/agent.log")" "see $DIR/logs/agent.log"
+    wait_until 30 agent_is_settled || true
+    agent_serves || die "the agent of $NAME does not become ready: $(tail -n 3 "$DIR/logs/agent.log")" "see $DIR/logs/agent.log"
 }
 
 agent_serves() { (in_host curl --silent --fail --output /dev/null --max-time 2 "http://$AGENT_LISTEN/readyz"); }
+
+# agent_is_settled: it is ready, or never will be.
+agent_is_settled() {
+    # shellcheck disable=SC2016 # for the shell on the host
+    agent_serves || (in_host bash -c '. "$1/hack/lib.sh" && is_stopped "$2" agent' bash "$REPO" "$DIR")
+}
 
 # reachable: changes a kubeconfig so that a host finds the API server of this machine; its certificate says 127.0.0.1.
 reachable() {

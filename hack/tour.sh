@@ -379,8 +379,7 @@ stop_full() {
     qemu-img convert -c -O qcow2 "${source#file://}" "$other"
     image tour-other "file://$other"
     instance tour-other "image: tour-other, host: $HOST, memoryMiB: 128, diskMiB: 256" | vsi apply -f - >/dev/null
-    expect "an image that does not fit is refused before it is fetched" 'is tour-other ImageReady False || is tour-other Scheduled False' \
-        'says tour-other ImageReady; says tour-other Scheduled'
+    expect "an Instance that asks for this host is refused, with the reason" 'is tour-other Scheduled False' 'says tour-other Scheduled'
     type_ "hack/host.sh exec $HOST fallocate -l $(($(free_mib) - 4))M /srv/virtshell/filler2"
     type_ "VIRSH='hack/host.sh exec $HOST virsh' hack/guest-exec tour-guest '(yes data | head -c 12000000 >/data/big; sync) >/dev/null 2>&1 &'"
     expect "the guest that writes is suspended by QEMU, shown as that, and not resumed into a full disk" \

@@ -5,41 +5,40 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use virtshell_tests::farm::PrivateHost;
+use virtshell_tests::wait_for;
 
-use crate::story::{HOST, begin, blank, domain, with};
+use crate::story::{HOST, LIMIT, begin, blank, domain, with};
 
 /// Guards: half-made creations are recognised (temporary files removed, finished files and domains used) and finished,
 /// each once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn an_agent_killed_in_the_middle_of_twenty_creations_makes_each_once() -> Result<()> {
     let Some(story) = begin().await? else {
         return Ok(());
     };
     let names: Vec<String> = (0..20).map(|n| format!("many-{n}")).collect();
-    // The agent is quick: who kills it in the middle must look from beside it.
     let host = story.farm.host(HOST);
-    let (create, killed) = tokio::join!(
-        async {
-            for name in &names {
-                story
-                    .create(name, with(blank(), json!({"powerState": "Stopped"})))
-                    .await?;
-            }
-            anyhow::Ok(())
-        },
-        async { kill_when(host, 2) },
+    let (data, half) = (
+        host.data().display(),
+        "for dir in vm/*/; do echo half >$dir/.tmp-half.qcow2; done",
     );
-    create?;
-    let first = killed?;
+    kill_at(host, 2)?;
+    for name in &names {
+        story
+            .create(name, with(blank(), json!({"powerState": "Stopped"})))
+            .await?;
+    }
+    let first = killed(host).await?;
     ensure!(
         first < names.len(),
         "the kill came too late to prove anything: {first} were made"
     );
-    // Again, so that a start also meets what the one before left. The worst moment leaves half a file.
-    let half = "for dir in vm/*/; do echo half >\"$dir/.tmp-half.qcow2\"; done";
-    host.sh(&format!("cd {} && {half}", host.data().display()))?;
-    host.start_agent()?;
-    kill_when(host, first + 3)?;
+    // Again, so that a start also meets what the one before left; and the worst moment leaves half a file.
+    host.sh(&format!("cd {data} && {half}"))?;
+    kill_at(host, first + 3)?;
+    // It may be killed before it is ready.
+    let _ = host.start_agent();
+    killed(host).await?;
     host.start_agent()?;
     for name in &names {
         story.ready(name).await?;
@@ -55,17 +54,23 @@ async fn an_agent_killed_in_the_middle_of_twenty_creations_makes_each_once() -> 
     story.end().await
 }
 
-/// Kills the agent as soon as `least` Instances have files, and says how many have.
-fn kill_when(host: &PrivateHost, least: usize) -> Result<usize> {
-    let agent = host.folder().join("run/agent");
+/// Kills the agent as soon as `least` Instances have files. It is quick, so who kills it looks from beside it.
+fn kill_at(host: &PrivateHost, least: usize) -> Result<()> {
     let line = format!(
-        "cd {data}; for i in $(seq 3000); do made=$(ls vm 2>/dev/null | wc -l); [ $made -lt {least} ] || break; sleep 0.01; done; \
-         kill -9 $(cut -d ' ' -f 1 {agent}); ls vm | wc -l",
-        data = host.data().display(),
-        agent = agent.display(),
+        "rm -f /run/killed; (until [ $(ls {vm} 2>/dev/null | wc -l) -ge {least} ]; do sleep 0.01; done; \
+         kill -9 $(cut -d ' ' -f 1 {agent}); ls {vm} | wc -l >/run/killed.new; mv /run/killed.new /run/killed) >/dev/null 2>&1 &",
+        vm = host.data().join("vm").display(),
+        agent = host.folder().join("run/agent").display(),
     );
-    let made = tokio::task::block_in_place(|| host.sh(&line))?;
-    Ok(made.parse()?)
+    host.sh(&line).map(drop)
+}
+
+/// Waits until that has happened; returns how many Instances had files then.
+async fn killed(host: &PrivateHost) -> Result<usize> {
+    let look = async || host.sh("cat /run/killed");
+    Ok(wait_for("the agent to be killed", LIMIT, look, |_| true)
+        .await?
+        .parse()?)
 }
 
 /// Guards: guests need no API server, nor does the repair of what happens to them; on its return there is one list, no

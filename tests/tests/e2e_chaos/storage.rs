@@ -13,8 +13,10 @@ use crate::story::{Story, begin, domain, guest, is_ready, said, with};
 
 /// The host with little room.
 const TIGHT: &str = "tight";
-/// Its data directory. The agent leaves 512 MiB free for guests: what is beyond that is for images and new disks.
-const TIGHT_MIB: u32 = 640;
+/// Its data directory: room for the disks of three guests, and beyond [`KEPT_MIB`] for two images.
+const TIGHT_MIB: u32 = 832;
+/// What the agent keeps free, in MiB.
+const KEPT_MIB: u64 = 512;
 
 async fn image(story: &Story, name: &str, more: Value) -> Result<()> {
     let images: Api<Image> = Api::namespaced(story.client.clone(), NAMESPACE);
@@ -98,35 +100,36 @@ async fn full_disk(story: &Story) -> Result<()> {
     let writer = domain(&story.get("writer").await?)?;
     let pid = tight.sh(&format!("cat /run/libvirt/qemu/{writer}.pid"))?;
 
-    // Something else fills the disk: no new placements, and what would need room says so.
-    tight.sh(&format!(
-        "fallocate -l {}M /srv/virtshell/filler",
-        free(tight)? - 300
-    ))?;
+    // Something else fills the disk. First there is less room than an image needs beside what the agent keeps free.
+    image(story, "another", json!({"downloadUrl": other_image(tight)?})).await?;
+    fill(tight, "first", free(tight)? - KEPT_MIB - 8)?;
+    let another = here(with(guest(), json!({"image": "another"})));
+    story.create("late", another.clone()).await?;
+    let refused = |i: &_| said(i, "ImageReady").starts_with("False ");
+    let (late, _) = story.until("late", "refused", refused).await?;
+    let why = said(&late, "ImageReady");
+    ensure!(why.contains("MiB are free"), "{why}");
+
+    // Then so little that no new Instance comes here.
+    fill(tight, "second", 100)?;
     story
         .host_until(TIGHT, "nearly full", |h| {
             host_says(h, "StorageHealthy").starts_with("False NearlyFull")
                 && host_says(h, "Schedulable").starts_with("False NoRoom")
         })
         .await?;
-    image(story, "another", json!({"downloadUrl": other_image(tight)?})).await?;
-    story
-        .create("late", here(with(guest(), json!({"image": "another"}))))
-        .await?;
-    let refused = |i: &_| said(i, "ImageReady").starts_with("False ");
-    let (late, _) = story.until("late", "refused", refused).await?;
-    let why = said(&late, "ImageReady");
-    ensure!(why.contains("MiB are free"), "{why}");
+    story.create("later", another).await?;
+    let refused = |i: &_| said(i, "Scheduled").starts_with("False ");
+    let (later, _) = story.until("later", "refused", refused).await?;
+    let why = said(&later, "Scheduled");
+    ensure!(why.contains("nearly full"), "{why}");
     ensure!(
         is_ready(&story.get("writer").await?),
         "the one that was there is well"
     );
 
     // Now really full, and the guest writes.
-    tight.sh(&format!(
-        "fallocate -l {}M /srv/virtshell/filler2",
-        free(tight)? - 4
-    ))?;
+    fill(tight, "third", free(tight)? - 4)?;
     tight.in_guest(
         &writer,
         "(yes data | head -c 12000000 >/data/big; sync; touch /data/done) >/dev/null 2>&1 &",
@@ -148,8 +151,14 @@ async fn full_disk(story: &Story) -> Result<()> {
         "a resume into a full disk would end in another pause: {state}"
     );
 
+    let resumed = story.events("writer").await?;
+    ensure!(
+        !resumed.iter().any(|(reason, _)| reason == "DomainResumed"),
+        "{resumed:?}"
+    );
+
     // Room again: everything heals without a hand, and nothing is lost.
-    tight.sh("rm /srv/virtshell/filler /srv/virtshell/filler2")?;
+    tight.sh("rm /srv/virtshell/filler-*")?;
     story
         .host_until(TIGHT, "healthy", |h| {
             host_says(h, "StorageHealthy").starts_with("True")
@@ -157,6 +166,7 @@ async fn full_disk(story: &Story) -> Result<()> {
         .await?;
     story.ready("writer").await?;
     story.ready("late").await?;
+    story.ready("later").await?;
     ensure!(
         tight.sh(&format!("cat /run/libvirt/qemu/{writer}.pid"))? == pid,
         "the same process went on"
@@ -171,6 +181,7 @@ async fn full_disk(story: &Story) -> Result<()> {
         "what the guest wrote is there"
     );
     story.delete("late").await?;
+    story.delete("later").await?;
     remove_image(story, "another").await
 }
 
@@ -181,6 +192,12 @@ fn other_image(host: &PrivateHost) -> Result<String> {
         "qemu-img convert -c -O qcow2 $(ls /srv/virtshell/images/* | grep -v json) {file}"
     ))?;
     Ok(format!("file://{file}"))
+}
+
+/// Takes so many MiB of a host's data directory.
+fn fill(host: &PrivateHost, name: &str, mib: u64) -> Result<()> {
+    host.sh(&format!("fallocate -l {mib}M /srv/virtshell/filler-{name}"))
+        .map(drop)
 }
 
 /// MiB that are free in a host's data directory.
