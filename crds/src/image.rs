@@ -50,7 +50,9 @@ pub struct ImageSpec {
     /// Direct kernel boot; the disk may be absent then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
-    /// Answer file for an installer.
+    /// Answer file of an unattended installation, for type iso. `{{hostname}}`, `{{timezone}}`, `{{username}}` and
+    /// `{{pwhash}}` in it are filled in, the last two from the Instance's vars of these names (default: root and none).
+    /// The installer finds it as `preseed.cfg` and `ks.cfg` on a volume labelled OEMDRV.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub preseed_url: Option<String>,

@@ -59,7 +59,6 @@ fn a_walk_finds_the_way_back_and_what_is_missing() {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a literal at every call")]
 fn instance(name: &str, phase: &str, status: Value) -> Arc<Instance> {
     let ready = if phase == "Running" { "True" } else { "False" };
     let mut shown = json!({

@@ -20,6 +20,8 @@ pub struct Paths {
     pub root: PathBuf,
     /// Seed; absent for containers, whose root holds it.
     pub seed: Option<PathBuf>,
+    /// The answer file of an unattended installation.
+    pub answers: Option<PathBuf>,
     /// Disks beside the root disk, in the order of the spec.
     pub disks: Vec<PathBuf>,
     /// The medium to install from.
@@ -152,6 +154,9 @@ fn devices(machine: &Machine, paths: &Paths) -> Element {
     if let Some(seed) = &paths.seed {
         // A virtio disk: cloud kernels have no driver for a CD-ROM.
         devices = devices.child(raw(seed, "disk", &names.next("virtio"), "virtio"));
+    }
+    if let Some(answers) = &paths.answers {
+        devices = devices.child(raw(answers, "disk", &names.next("virtio"), "virtio"));
     }
     for (disk, path) in machine.disks.iter().zip(&paths.disks) {
         let serial = leaf("serial", &disk.name);

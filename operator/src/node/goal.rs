@@ -220,6 +220,10 @@ pub struct SeedGoal {
     pub user_data_from: Option<SecretKey>,
     /// Network configuration.
     pub network_data: Option<String>,
+    /// The user that an unattended installation makes.
+    pub username: String,
+    /// Hash of that user's password, as in /etc/shadow.
+    pub password_hash: String,
 }
 
 /// Why there is no goal.
@@ -513,6 +517,10 @@ pub fn mac(uid: &str, interface: &str) -> String {
 fn seed(instance: &Instance, cloud_init: CloudInit, resolved: &Resolved) -> SeedGoal {
     let image = resolved.image.as_ref();
     let name = instance.metadata.name.clone().unwrap_or_default();
+    let var = |key: &str, default: &str| {
+        let given = instance.spec.vars.get(key);
+        given.map_or_else(|| default.to_owned(), Clone::clone)
+    };
     SeedGoal {
         hostname: instance.spec.hostname.clone().unwrap_or(name),
         ssh_key: image.map(|i| i.ssh_key.clone()).unwrap_or_default(),
@@ -520,6 +528,9 @@ fn seed(instance: &Instance, cloud_init: CloudInit, resolved: &Resolved) -> Seed
         user_data: cloud_init.user_data,
         user_data_from: cloud_init.user_data_from,
         network_data: cloud_init.network_data,
+        username: var("username", "root"),
+        // Nobody logs in with a password that nobody chose.
+        password_hash: var("pwhash", "!"),
     }
 }
 
@@ -564,6 +575,12 @@ impl Machine {
     #[must_use]
     pub fn installs(&self) -> bool {
         self.image.as_ref().is_some_and(|i| i.type_ == ImageType::Iso)
+    }
+
+    /// Whether an answer file goes with that medium.
+    #[must_use]
+    pub fn has_answers(&self) -> bool {
+        self.installs() && self.image.as_ref().is_some_and(|i| !i.preseed_url.is_empty())
     }
 
     /// Every image that must be in the cache before its files can be made: the root's first.

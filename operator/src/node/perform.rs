@@ -20,7 +20,7 @@ use super::hypervisor::{HypervisorError, chain};
 use super::libvirt::Link;
 use super::observed::Asked;
 use super::plan::{Action, Change, STABLE};
-use super::storage::{CachedImage, Seed, StorageError};
+use super::storage::{Answers, CachedImage, Seed, StorageError};
 
 /// How long libvirt may take for a change; a start probes QEMU first where its capabilities are not cached (4 s).
 const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
@@ -328,7 +328,13 @@ impl Performer<'_> {
                 let seed = self.seed(machine).await?;
                 match machine.driver {
                     Driver::Lxc => storage.write_root_seed(uid, &seed).await?,
-                    Driver::Kvm | Driver::Qemu => drop(storage.create_seed(uid, &seed).await?),
+                    Driver::Kvm | Driver::Qemu => {
+                        // Before the seed, by which both count as made.
+                        if let Some(image) = &machine.image {
+                            storage.create_answers(uid, image, &answers(machine)).await?;
+                        }
+                        storage.create_seed(uid, &seed).await?;
+                    }
                 }
             }
             (Action::MakeDisk(name), Some(machine)) => {
@@ -404,12 +410,23 @@ impl Performer<'_> {
             disks: machine.disks.iter().map(|d| files.disk(&d.name)).collect(),
             root,
             seed: (machine.driver != Driver::Lxc).then_some(files.seed),
+            answers: machine.has_answers().then_some(files.answers),
             iso,
             kernel: record
                 .boot
                 .as_ref()
                 .map(|boot| (boot.kernel.clone(), boot.initrd.clone())),
         })
+    }
+}
+
+fn answers(machine: &Machine) -> Answers {
+    let seed = &machine.seed;
+    Answers {
+        hostname: seed.hostname.clone(),
+        timezone: seed.timezone.clone(),
+        username: seed.username.clone(),
+        pwhash: seed.password_hash.clone(),
     }
 }
 

@@ -9,7 +9,6 @@ use super::*;
 use serde_json::{Value, json};
 use virtshell_crds::task::TaskCounts;
 
-#[expect(clippy::needless_pass_by_value, reason = "a literal at every call")]
 fn task(type_: &str, params: Value, targets: &[&str]) -> Task {
     let targets: Vec<Value> = targets
         .iter()
@@ -73,7 +72,6 @@ fn assigned(name: &str) -> AssignedTarget {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one table")]
 fn every_target_is_given_to_its_host_or_refused() {
     let task = command(&["a"]);
     let target = &task.spec.targets[0];
@@ -318,7 +316,6 @@ fn a_host_is_given_its_part_whole_and_once() {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one table")]
 fn what_was_given_is_as_far_as_its_host_says() {
     let task = command(&["a"]);
     let target = &task.spec.targets[0];

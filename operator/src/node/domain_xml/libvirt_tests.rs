@@ -32,6 +32,7 @@ impl Defined {
         let paths = Paths {
             root: moved(&case.paths.root),
             seed: case.paths.seed.as_ref().map(moved),
+            answers: case.paths.answers.as_ref().map(moved),
             disks: case.paths.disks.iter().map(moved).collect(),
             ..case.paths.clone()
         };

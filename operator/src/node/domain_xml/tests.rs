@@ -95,9 +95,11 @@ fn cases() -> Vec<Case> {
             driver: Driver::Qemu,
             domain_type: DomainType::Qemu,
             spec: json!({"disks": [{"name": "old", "sizeMiB": 64, "bus": "sata"}], "consoles": {"serial": false}}),
-            image: json!({"name": "installer", "type": "iso", "url": "https://example.org/i.iso"}),
+            image: json!({"name": "installer", "type": "iso", "url": "https://example.org/i.iso",
+                          "preseedUrl": "https://example.org/preseed.cfg"}),
             paths: Paths {
                 iso: Some(cached("installer.iso")),
+                answers: Some(files().root.with_file_name("answers.iso")),
                 disks: vec![disk("old")],
                 ..files()
             },
@@ -243,7 +245,10 @@ fn each_device_name_is_there_once() {
         names(&written(&named("qemu"))),
         ["vda", "vdb", "vdc", "sda", "sdb"]
     );
-    assert_eq!(names(&written(&named("iso"))), ["vda", "sda", "vdb", "sdb"]);
+    assert_eq!(
+        names(&written(&named("iso"))),
+        ["vda", "sda", "vdb", "vdc", "sdb"]
+    );
     let mut most = named("qemu");
     for bus in ["virtio", "scsi", "sata"] {
         let disks: Vec<Value> = (0..16)

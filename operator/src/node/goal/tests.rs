@@ -196,9 +196,17 @@ fn defaults() {
         hostname: "web".into(),
         timezone: "UTC".into(),
         ssh_key: "ssh-ed25519 AAAA".into(),
+        username: "root".into(),
+        password_hash: "!".into(),
         ..SeedGoal::default()
     };
     assert_eq!(plain.seed, seed);
+    let vars = json!({"spec": {"vars": {"username": "tester", "pwhash": "$6$s$h"}}});
+    let chosen = machine_of(vars, &offer()).seed;
+    assert_eq!(
+        (chosen.username.as_str(), chosen.password_hash.as_str()),
+        ("tester", "$6$s$h")
+    );
 
     let resolved = json!({"status": {"resolved": {"cpus": 2, "memoryMiB": 4096, "diskMiB": 512}}});
     let m = machine_of(resolved.clone(), &offer());

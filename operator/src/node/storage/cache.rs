@@ -28,6 +28,8 @@ use super::root_fs;
 use super::source::{Location, Source, url_key};
 use super::tool::{Limits, QEMU_IMG, Run};
 
+/// The largest answer file, in bytes: they are written by hand.
+const LARGEST_ANSWERS: u64 = 1 << 20;
 const MIB: u64 = 1 << 20;
 /// qemu-img on bytes of strangers: the bounds that `OpenStack` uses, 1 GiB and 30 s.
 const INFO_LIMITS: Limits = Limits {
@@ -280,6 +282,36 @@ impl Cache {
             initrd,
             leases,
         }))
+    }
+
+    /// The answer file of an image to install from, as it was written: its placeholders are not filled in.
+    pub(super) async fn answers(
+        self: &Arc<Self>,
+        image: &ResolvedImage,
+    ) -> Result<Option<String>, StorageError> {
+        if image.type_ != ImageType::Iso || image.preseed_url.is_empty() {
+            return Ok(None);
+        }
+        let url = image.preseed_url.as_str();
+        let source = Source::new(&image.name, url, "", self.allow_files)?;
+        let Leased { entry, lease } = self.content(source, image.type_).await?;
+        let refused = |why: String| StorageError::UrlRefused {
+            url: url.to_owned(),
+            why,
+        };
+        if entry.size_bytes > LARGEST_ANSWERS {
+            let why = format!(
+                "an answer file of {} bytes; at most {LARGEST_ANSWERS} are read",
+                entry.size_bytes
+            );
+            return Err(refused(why));
+        }
+        let path = self.content_path(&entry.sha256);
+        let bytes = tokio::fs::read(&path).await;
+        drop(lease);
+        let text = String::from_utf8(bytes.map_err(StorageError::disk("reading", &path))?);
+        text.map(Some)
+            .map_err(|_| refused("an answer file that is no text".to_owned()))
     }
 
     /// Without a lease.

@@ -68,7 +68,7 @@ pub(super) fn observe(files: &InstanceFiles) -> Result<ObservedFiles, StorageErr
                 let info = qcow2_info(&name, path)?;
                 observed.disks.insert(name, info);
             }
-            Role::Temp | Role::Foreign => {}
+            Role::Answers | Role::Temp | Role::Foreign => {}
         }
     }
     Ok(observed)
@@ -192,7 +192,7 @@ pub(super) fn remove(files: &InstanceFiles, retain_disks: bool) -> Result<(), St
     for (path, role) in entries(&files.dir)? {
         let goes = match role {
             Role::Root | Role::RootImage | Role::Disk(_) => !retain_disks,
-            Role::Seed | Role::Temp => true,
+            Role::Seed | Role::Answers | Role::Temp => true,
             Role::Foreign => false,
         };
         if !goes {

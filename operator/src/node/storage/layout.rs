@@ -7,7 +7,7 @@
 //! DATA_DIR/urls/<key>.json         which content a URL gave
 //! DATA_DIR/roots/<sha256>.img      an archive as a small ext4 file system, copied for every container
 //! DATA_DIR/parts/<key>             a download under way; <key>.json: where from, and how much of it is certain
-//! DATA_DIR/vm/<uid>/               root.qcow2 | root, seed.iso, disk-<name>.qcow2
+//! DATA_DIR/vm/<uid>/               root.qcow2 | root, seed.iso, answers.iso, disk-<name>.qcow2
 //! ```
 //!
 //! The names on the way to a container's root are short on purpose: libvirt takes loop device files of at most 63
@@ -37,6 +37,8 @@ pub struct InstanceFiles {
     pub root_image: PathBuf,
     /// The NoCloud seed.
     pub seed: PathBuf,
+    /// The answer file of an unattended installation.
+    pub answers: PathBuf,
 }
 
 impl InstanceFiles {
@@ -48,6 +50,7 @@ impl InstanceFiles {
             root_qcow2: dir.join(disk_file_name("root")),
             root_image: dir.join("root"),
             seed: dir.join("seed.iso"),
+            answers: dir.join("answers.iso"),
             dir,
         }
     }
@@ -82,6 +85,7 @@ pub(super) enum Role {
     Root,
     RootImage,
     Seed,
+    Answers,
     Disk(String),
     Temp,
     /// Not ours: never touched.
@@ -93,6 +97,7 @@ pub(super) fn role(file_name: &str) -> Role {
         "root.qcow2" => Role::Root,
         "root" => Role::RootImage,
         "seed.iso" => Role::Seed,
+        "answers.iso" => Role::Answers,
         _ if file_name.starts_with(TEMP_PREFIX) => Role::Temp,
         _ => file_name
             .strip_prefix("disk-")
@@ -130,6 +135,7 @@ mod tests {
             ("root.qcow2", Role::Root),
             ("root", Role::RootImage),
             ("seed.iso", Role::Seed),
+            ("answers.iso", Role::Answers),
             ("disk-data.qcow2", Role::Disk("data".into())),
             ("disk-.qcow2", Role::Foreign),
             ("disk-UP.qcow2", Role::Foreign),

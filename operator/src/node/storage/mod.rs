@@ -7,6 +7,7 @@
 //! are, `cache` for images, `disks` and `root_fs` for disks, `seed` for what a guest is told; [`kvm_probe`] finds out
 //! whether the machine can run guests on its hardware.
 
+mod answers;
 mod archive;
 mod cache;
 mod copy;
@@ -39,6 +40,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::fcntl::{Flock, FlockArg};
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
+pub use answers::Answers;
 pub use cache::{BootFiles, CachedImage};
 pub use copy::DiskCopy;
 pub use disks::{DiskFormat, DiskInfo, ObservedFiles};
@@ -446,22 +448,26 @@ impl Storage {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub async fn create_seed(&self, uid: &str, seed: &Seed) -> Result<PathBuf, StorageError> {
+    pub async fn create_seed(&self, uid: &str, seed: &Seed) -> Result<(), StorageError> {
         let files = self.prepared(uid)?;
-        let iso = seed.render(uid).iso();
-        blocking(move || {
-            if std::fs::read(&files.seed).is_ok_and(|present| present == iso) {
-                return Ok(files.seed);
-            }
-            let temp = root_fs::temp_in(&files.dir)?;
-            std::fs::write(&temp, &iso)
-                .and_then(|()| File::open(&temp)?.sync_all())
-                .map_err(StorageError::disk("writing", &files.seed))?;
-            temp.persist(&files.seed)
-                .map_err(|error| StorageError::disk("naming", &files.seed)(error.error))?;
-            Ok(files.seed)
-        })
-        .await
+        write_medium(files.seed, seed.render(uid).iso()).await
+    }
+
+    /// Writes the medium with the answer file of an image to install from; nothing when the image has none.
+    ///
+    /// # Errors
+    /// When it cannot be fetched or written.
+    pub async fn create_answers(
+        &self,
+        uid: &str,
+        image: &ResolvedImage,
+        answers: &Answers,
+    ) -> Result<(), StorageError> {
+        let Some(text) = self.inner.cache.answers(image).await? else {
+            return Ok(());
+        };
+        let files = self.prepared(uid)?;
+        write_medium(files.answers, answers::medium(&answers.fill(&text))).await
     }
 
     /// Writes the seed of a container that does not run anew.
@@ -572,6 +578,22 @@ impl Storage {
         make_dir(&files.dir)?;
         Ok(files)
     }
+}
+
+/// Writes a small medium; appears when complete, and one that says the same already is left alone.
+async fn write_medium(target: PathBuf, content: Vec<u8>) -> Result<(), StorageError> {
+    blocking(move || {
+        if std::fs::read(&target).is_ok_and(|present| present == content) {
+            return Ok(());
+        }
+        let temp = root_fs::temp_in(target.parent().unwrap_or(&target))?;
+        std::fs::write(&temp, &content)
+            .and_then(|()| File::open(&temp)?.sync_all())
+            .map_err(StorageError::disk("writing", &target))?;
+        temp.persist(&target)
+            .map_err(|error| StorageError::disk("naming", &target)(error.error))
+    })
+    .await
 }
 
 fn check_disk_name(name: &str) -> Result<(), StorageError> {

@@ -4,10 +4,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use virtshell_crds::image::ImageType;
-use virtshell_crds::instance::Driver;
+use virtshell_crds::instance::{Driver, ResolvedImage};
 
 use super::{Bench, UID, disk_image, file_url, image, noise, run};
-use crate::node::storage::{CachedImage, DiskFormat, ObservedFiles, Seed, Storage};
+use crate::node::storage::{Answers, CachedImage, DiskFormat, ObservedFiles, Seed, Storage};
 
 fn info(path: &Path) -> serde_json::Value {
     let text = run("qemu-img", &["info", "--output=json", path.to_str().unwrap()]);
@@ -163,7 +163,8 @@ fn seed(hostname: &str) -> Seed {
 async fn a_seed_is_rewritten_only_when_it_says_something_else() {
     let bench = Bench::new();
     let storage = bench.open();
-    let path = storage.create_seed(UID, &seed("a")).await.unwrap();
+    let path = storage.files(UID).seed;
+    storage.create_seed(UID, &seed("a")).await.unwrap();
     let inode = || std::fs::metadata(&path).unwrap().ino();
     let first = inode();
     storage.create_seed(UID, &seed("a")).await.unwrap();
@@ -186,6 +187,48 @@ async fn a_seed_is_rewritten_only_when_it_says_something_else() {
         "user data may be secret"
     );
     assert_eq!(storage.observe(UID).await.unwrap().seed, Some(path));
+}
+
+#[tokio::test]
+async fn an_installation_gets_its_answers_and_no_other_image_does() {
+    let bench = Bench::new();
+    let storage = bench.open();
+    let template = bench.file("preseed.cfg", b"host {{hostname}} in {{timezone}}\n");
+    let answers = Answers {
+        hostname: "web".into(),
+        timezone: "America/Bogota".into(),
+        ..Answers::default()
+    };
+    let with = |type_, url: String| ResolvedImage {
+        preseed_url: url,
+        ..image(type_, "http://127.0.0.1:9/never-asked")
+    };
+    let url = file_url(&template);
+    let medium = storage.files(UID).answers;
+    for (type_, url) in [(ImageType::Disk, url.clone()), (ImageType::Iso, String::new())] {
+        storage
+            .create_answers(UID, &with(type_, url), &answers)
+            .await
+            .unwrap();
+        assert!(!medium.exists());
+    }
+    storage
+        .create_answers(UID, &with(ImageType::Iso, url), &answers)
+        .await
+        .unwrap();
+    let path = medium.to_str().unwrap();
+    let text = run("isoinfo", &["-R", "-i", path, "-x", "/preseed.cfg"]);
+    assert_eq!(text, "host web in America/Bogota\n");
+    assert!(run("isoinfo", &["-d", "-i", path]).contains("Volume id: OEMDRV"));
+
+    let missing = file_url(&template.with_file_name("none"));
+    let error = storage
+        .create_answers(UID, &with(ImageType::Iso, missing), &answers)
+        .await
+        .expect_err("no such file");
+    assert!(error.to_string().contains("none"), "{error}");
+    storage.remove(UID, false).await.unwrap();
+    assert!(!medium.exists(), "it goes with the rest");
 }
 
 #[tokio::test]
