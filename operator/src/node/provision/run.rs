@@ -2,12 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use kube::ResourceExt;
-use kube::api::Api;
 use serde_json::json;
-use virtshell_crds::instance::Resolved;
-use virtshell_crds::provisioner::Dependency;
-use virtshell_crds::{Instance, condition};
+use virtshell_crds::Instance;
+use virtshell_crds::instance::{MetDependency, Resolved};
 
 use super::Cause;
 use crate::node::access::{AccessError, Channel, Command, Ended, Guest, Keep, quoted};
@@ -27,8 +24,7 @@ pub async fn build(context: &Context, instance: &Instance, channel: Channel) -> 
         .as_ref()
         .and_then(|s| s.resolved.clone())
         .unwrap_or_default();
-    let others = depends_on(context, instance, &resolved).await?;
-    let env = environment(instance, &resolved, &others);
+    let env = environment(instance, &resolved);
     let directory = directory(&resolved.builder).ok_or_else(|| {
         let why = format!(
             "builder {}: its last segment is no name for a directory",
@@ -108,20 +104,11 @@ fn execute(executor: &str, directory: &str) -> String {
     format!("cd \"$HOME\"/{} || exit\n{executor}\n", quoted(directory))
 }
 
-/// What a builder is told.
-fn environment(instance: &Instance, resolved: &Resolved, others: &[Instance]) -> Vec<(String, String)> {
-    let depends = resolved.depends.iter().filter_map(|dependency| {
-        let found = others
-            .iter()
-            .find(|other| meets(other, instance, resolved, dependency))?;
-        let addresses = found.status.as_ref().and_then(|s| s.addresses.as_ref());
-        let ipv4 = addresses
-            .and_then(|a| a.ipv4.first())
-            .cloned()
-            .unwrap_or_default();
-        Some(json!({"provisioner": dependency.provisioner, "name": found.wire_name(), "ipv4": ipv4}))
-    });
-    let depends: Vec<_> = depends.collect();
+/// What a builder is told. A dependency without an address has an empty one.
+fn environment(instance: &Instance, resolved: &Resolved) -> Vec<(String, String)> {
+    let told =
+        |met: &MetDependency| json!({"provisioner": met.provisioner, "name": met.name, "ipv4": met.ipv4});
+    let depends: Vec<_> = resolved.dependencies.iter().map(told).collect();
     let mut env = vec![
         ("VS_INSTANCE_NAME".to_owned(), instance.wire_name().to_owned()),
         ("VS_ENVIROMENT".to_owned(), resolved.environment.clone()),
@@ -135,37 +122,6 @@ fn environment(instance: &Instance, resolved: &Resolved, others: &[Instance]) ->
             .map(|(key, value)| (variable(key), value.clone())),
     );
     env
-}
-
-/// Whether an Instance is what a dependency asks for: in the same environment, made by that provisioner, up and built.
-fn meets(other: &Instance, instance: &Instance, resolved: &Resolved, dependency: &Dependency) -> bool {
-    let status = other.status.as_ref();
-    let environment = status
-        .and_then(|s| s.resolved.as_ref())
-        .map(|r| r.environment.as_str());
-    other.metadata.uid != instance.metadata.uid
-        && other.spec.provisioner.as_deref() == Some(&dependency.provisioner)
-        && environment == Some(&resolved.environment)
-        && status.is_some_and(|s| condition::is_true(&s.conditions, condition::READY))
-}
-
-async fn depends_on(
-    context: &Context,
-    instance: &Instance,
-    resolved: &Resolved,
-) -> Result<Vec<Instance>, (Cause, String)> {
-    if resolved.depends.is_empty() {
-        return Ok(vec![]);
-    }
-    let api: Api<Instance> =
-        Api::namespaced(context.client.clone(), &instance.namespace().unwrap_or_default());
-    let list = api.list(&kube::api::ListParams::default()).await;
-    list.map(|list| list.items).map_err(|error| {
-        (
-            Cause::GuestLost,
-            format!("the dependencies cannot be read: {}", chain(&error)),
-        )
-    })
 }
 
 /// `VS_` and the key in upper case, with `_` for what a shell's variable cannot have.
@@ -182,8 +138,6 @@ fn variable(key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     #[test]
@@ -203,33 +157,28 @@ mod tests {
 
     #[test]
     fn what_the_executor_is_told() {
-        let instance = |name: &str, provisioner: &str, environment: &str, ready: &str| {
-            let value: Value = json!({
-                "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance",
-                "metadata": {"name": name, "uid": name},
-                "spec": {"provisioner": provisioner, "displayName": format!("{name} 1"), "vars": {"db.user-name": "it's", "N": "1"}},
-                "status": {
-                    "resolved": {"environment": environment, "depends": [{"provisioner": "db"}, {"provisioner": "mq"}]},
-                    "addresses": {"ipv4": ["10.0.0.7", "10.0.0.8"], "ipv6": []},
-                    "conditions": [{"type": "Ready", "status": ready, "reason": "R", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
-                },
-            });
-            serde_json::from_value::<Instance>(value).unwrap()
+        let me: Instance = serde_json::from_value(json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance", "metadata": {"name": "web"},
+            "spec": {"displayName": "web 1", "vars": {"db.user-name": "it's", "N": "1"}},
+        }))
+        .unwrap();
+        let met = |provisioner: &str, name: &str, ipv4: &str| MetDependency {
+            provisioner: provisioner.to_owned(),
+            name: name.to_owned(),
+            ipv4: ipv4.to_owned(),
         };
-        let me = instance("web", "web", "dev", "False");
-        let resolved = me.status.as_ref().and_then(|s| s.resolved.clone()).unwrap();
-        let others = [
-            instance("other-environment", "db", "prod", "True"),
-            instance("not-up", "db", "dev", "False"),
-            instance("db", "db", "dev", "True"),
-        ];
-        let env = environment(&me, &resolved, &others);
+        let resolved = Resolved {
+            environment: "dev".to_owned(),
+            dependencies: vec![met("db", "db 1", "10.0.0.7"), met("mq", "mq", "")],
+            ..Resolved::default()
+        };
+        let env = environment(&me, &resolved);
         let expected = [
             ("VS_INSTANCE_NAME", "web 1"),
             ("VS_ENVIROMENT", "dev"),
             (
                 "VS_DEPENDS",
-                r#"[{"ipv4":"10.0.0.7","name":"db 1","provisioner":"db"}]"#,
+                r#"[{"ipv4":"10.0.0.7","name":"db 1","provisioner":"db"},{"ipv4":"","name":"mq","provisioner":"mq"}]"#,
             ),
             ("VS_N", "1"),
             ("VS_DB_USER_NAME", "it's"),
