@@ -274,30 +274,53 @@ fn seed_commands(files: &SeedFiles) -> String {
 /// Writes the seed of a container that does not run anew, over whatever its guest made of the old one.
 pub(super) async fn replace_seed(image: &Path, seed: &RootSeed, dir: &Path) -> Result<(), StorageError> {
     check(image).await?;
-    // What is not there cannot be removed, and what is there cannot be made: these complaints are no failure. What is
-    // wrong in earnest fails the writing.
+    let mut missing = Vec::new();
+    for dir in seed_dirs() {
+        if !has(image, dir).await? {
+            missing.push(dir);
+        }
+    }
+    // What is not there cannot be removed: that complaint is no failure. What is wrong in earnest fails the writing.
     Run::new(DEBUGFS)
         .args(&["-w", "-f", "-"])
         .arg(image)
-        .input(clearing_commands(&seed.files))
+        .input(clearing_commands(&seed.files, &missing))
         .output("removing the old seed")
         .await?;
     write_seed(image, seed, dir).await
 }
 
+/// The directories that a seed needs, outer ones first.
+fn seed_dirs() -> Vec<&'static Path> {
+    let above = Path::new(LXC_SEED_DIR)
+        .ancestors()
+        .filter(|dir| dir.parent().is_some());
+    let mut dirs: Vec<_> = above.chain([Path::new("/etc")]).collect();
+    dirs.sort_by_key(|dir| dir.components().count());
+    dirs
+}
+
+async fn has(image: &Path, dir: &Path) -> Result<bool, StorageError> {
+    let asked = Run::new(DEBUGFS)
+        .arg("-R")
+        .arg(format!("stat {}", dir.display()))
+        .arg(image)
+        .output("looking for the old seed")
+        .await?;
+    Ok(String::from_utf8_lossy(&asked.stdout).contains("Type: directory"))
+}
+
 /// debugfs commands that make room for [`seed_commands`].
-fn clearing_commands(files: &SeedFiles) -> String {
-    let dirs = Path::new(LXC_SEED_DIR).ancestors().collect::<Vec<_>>();
-    let made = dirs
-        .into_iter()
-        .rev()
-        .skip(1)
-        .map(|dir| format!("mkdir {}\n", dir.display()));
+///
+/// Only `missing` directories are made: debugfs writes a directory that is there already into a block that it does not
+/// mark as used, and damages what gets that block next.
+fn clearing_commands(files: &SeedFiles, missing: &[&Path]) -> String {
+    let made = missing.iter().map(|dir| format!("mkdir {}\n", dir.display()));
     let removed = files
         .files
         .iter()
         .map(|(name, _)| format!("rm {LXC_SEED_DIR}/{name}\n"));
-    made.chain(["mkdir /etc\n".to_owned(), "rm /etc/hostname\n".to_owned()])
+    made.chain(["rm /etc/hostname\n".to_owned()])
         .chain(removed)
         .collect()
 }
@@ -365,10 +388,19 @@ mod tests {
             seed_commands(&files),
             "write hostname /etc/hostname\nwrite meta-data /var/lib/cloud/seed/nocloud/meta-data\n"
         );
+        let dirs = seed_dirs();
+        let names: Vec<_> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
+        let outer = [
+            "/var",
+            "/etc",
+            "/var/lib",
+            "/var/lib/cloud",
+            "/var/lib/cloud/seed",
+        ];
+        assert_eq!(names, [&outer[..], &["/var/lib/cloud/seed/nocloud"]].concat());
         assert_eq!(
-            clearing_commands(&files),
-            "mkdir /var\nmkdir /var/lib\nmkdir /var/lib/cloud\nmkdir /var/lib/cloud/seed\n\
-             mkdir /var/lib/cloud/seed/nocloud\nmkdir /etc\nrm /etc/hostname\n\
+            clearing_commands(&files, &dirs[3..5]),
+            "mkdir /var/lib/cloud\nmkdir /var/lib/cloud/seed\nrm /etc/hostname\n\
              rm /var/lib/cloud/seed/nocloud/meta-data\n"
         );
     }

@@ -189,3 +189,24 @@ async fn an_archive_that_unpacks_to_too_much_leaves_nothing() {
     assert!(error.to_string().contains("more than 1 MiB"), "{error}");
     assert_eq!(bench.names("roots"), Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn a_seed_is_written_anew_without_damage() {
+    let bench = Bench::new();
+    let storage = bench.open();
+    let image = cached(&bench, &storage).await;
+    let root = storage
+        .create_root_with_seed(UID, Some(&image), 64, &seed())
+        .await
+        .unwrap();
+    for name in ["first", "second", "third"] {
+        let seed = Seed {
+            hostname: name.into(),
+            ..seed()
+        };
+        storage.write_root_seed(UID, &seed).await.unwrap();
+        let path = root.path.to_str().unwrap();
+        run("e2fsck", &["-f", "-n", path]);
+        assert!(debugfs(&root.path, "cat /etc/hostname").starts_with(name));
+    }
+}
