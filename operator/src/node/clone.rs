@@ -182,7 +182,7 @@ impl Copying<'_> {
             .await?;
         match how {
             Copyable::Still => self.still().await,
-            Copyable::Container(init) => self.container(init).await,
+            Copyable::Container(controller) => self.container(controller).await,
             Copyable::Open(targets) => {
                 let copied = self.open(&targets).await;
                 if copied.is_err() {
@@ -208,13 +208,12 @@ impl Copying<'_> {
         Ok(())
     }
 
-    async fn container(&self, init: u32) -> Result<(), PerformError> {
+    async fn container(&self, controller: u32) -> Result<(), PerformError> {
         let _hold = self.context.clones.hold(self.uid);
         let runs = self.call(Lane::Act, "suspend", Link::suspend_running).await?;
         let taken = async {
             // What it has written is in its file system's memory as yet.
-            let root = format!("/proc/{init}/root");
-            self.context.storage.sync_file_system(root.into()).await?;
+            self.context.storage.sync_container(controller).await?;
             self.take(self.copies.iter()).await
         };
         let taken = taken.await;

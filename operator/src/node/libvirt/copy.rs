@@ -21,7 +21,7 @@ pub enum Copyable {
     Still,
     /// A running virtual machine has these open: name in the spec, and target.
     Open(BTreeMap<String, String>),
-    /// A running container, and the process id of its init.
+    /// A running container, and the process id of its controller, the parent of its init.
     Container(u32),
     /// It is paused because its storage failed: what it wrote is not all there.
     Failed,

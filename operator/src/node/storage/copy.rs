@@ -136,6 +136,29 @@ impl DiskCopy {
     }
 }
 
+/// Syncs the roots of a process's children.
+pub(super) fn sync_children(parent: u32) -> Result<(), StorageError> {
+    let tasks = PathBuf::from(format!("/proc/{parent}/task"));
+    let failed = |error| StorageError::disk("syncing the container of", &tasks)(error);
+    let mut synced = false;
+    for task in std::fs::read_dir(&tasks).map_err(failed)? {
+        let children = task.map_err(failed)?.path().join("children");
+        for child in std::fs::read_to_string(children)
+            .map_err(failed)?
+            .split_whitespace()
+        {
+            std::fs::File::open(format!("/proc/{child}/root"))
+                .and_then(|root| nix::unistd::syncfs(&root).map_err(std::io::Error::from))
+                .map_err(failed)?;
+            synced = true;
+        }
+    }
+    if synced {
+        return Ok(());
+    }
+    Err(failed(std::io::Error::from(std::io::ErrorKind::NotFound)))
+}
+
 /// What a disk of ours rests on, and how that is written.
 fn base_of(path: &Path) -> Result<Option<(PathBuf, &'static str)>, StorageError> {
     use std::io::Read;

@@ -398,18 +398,13 @@ impl Storage {
         copy.take(&self.inner.room).await
     }
 
-    /// Writes what the file system of `dir` has in memory.
+    /// Writes what the root of a container has in memory. `controller` is the process that libvirt names: the parent of the
+    /// container's init.
     ///
     /// # Errors
-    /// When it cannot be written.
-    pub async fn sync_file_system(&self, dir: PathBuf) -> Result<(), StorageError> {
-        blocking(move || {
-            let failed = StorageError::disk("syncing", &dir);
-            File::open(&dir)
-                .and_then(|dir| nix::unistd::syncfs(&dir).map_err(std::io::Error::from))
-                .map_err(failed)
-        })
-        .await
+    /// When the container is gone, or its root cannot be written.
+    pub async fn sync_container(&self, controller: u32) -> Result<(), StorageError> {
+        blocking(move || copy::sync_children(controller)).await
     }
 
     /// Writes the seed of the Instance `uid` into the copies of a container's root.
