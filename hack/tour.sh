@@ -62,7 +62,7 @@ title() {
 # type_ COMMAND: shows it, and runs it. What fails here is seen by what follows.
 type_() {
     echo "   \$ $1"
-    eval "$1" 2>&1 | sed 's/^/     /' || true
+    eval "$1" 2>&1 | sed '/^$/d; s/^/     /' || true
 }
 
 # expect WHAT CONDITION SEEN: waits until the command CONDITION succeeds, and says what the command SEEN prints then.
@@ -71,17 +71,20 @@ expect() {
     started=$(now_ms)
     echo "   expected  $1"
     if wait_until "$PATIENCE" eval "$2"; then
-        seen=$(eval "$3" 2>&1 | tr '\n' ' ')
-        echo "   seen      $seen(after $(seconds_since "$started") s)"
+        seen=$(seen "$3")
+        echo "   seen      $seen (after $(seconds_since "$started") s)"
         echo "   PASS"
         passed=$((passed + 1))
     else
-        seen=$(eval "$3" 2>&1 | tr '\n' ' ')
-        echo "   seen      $seen(and so it stayed for $PATIENCE s)"
+        seen=$(seen "$3")
+        echo "   seen      ${seen:-nothing} (and so it stayed for $PATIENCE s)"
         echo "   FAIL"
         failed+=("${FUNCNAME[1]#stop_}: $1")
     fi
 }
+
+# seen COMMAND: what it prints, on one line.
+seen() { eval "$1" 2>&1 | xargs -r -d '\n' printf '%s ' | sed 's/[: ]*$//'; }
 
 # --- Asking -----------------------------------------------------------------------------------------------------------------------
 
@@ -332,7 +335,7 @@ stop_stuck() {
     expect "another one is stopped as quickly as ever: below 5 s" \
         "is tour-ten-1 Ready 'True Stopped' && ((\$(now_ms) - $took < 5000))" 'says tour-ten-1 Ready'
     expect "it is shown as stuck" 'is tour-ten-0 Ready "Unknown GuestStuck"' 'says tour-ten-0 Ready'
-    expect "the other eight are ready" '[[ $(ready_of tour-ten) == 9 ]]' 'echo "$(ready_of tour-ten) ready, with the stopped one"'
+    expect "the other nine are as they were asked to be" '[[ $(ready_of tour-ten) == 9 ]]' 'echo "$(ready_of tour-ten) ready"'
     type_ "hack/host.sh exec $HOST kill -CONT $pid"
     expect "what was asked of it is done, by the same process" "is tour-ten-0 Ready 'True Paused' && [[ \$(qemu tour-ten-0) == $pid ]]" 'says tour-ten-0 Ready'
     remove tour-ten-{0..9}
