@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use virtshell_crds::condition::{self, SCHEDULED};
 use virtshell_crds::{HostSpec, Instance, Task, TaskAssignment};
 use virtshell_tests::identity::{SYSTEM, SimulatedNode};
-use virtshell_tests::program::{Program, own};
+use virtshell_tests::program::{Program, operator};
 use virtshell_tests::wait::SOON;
 use virtshell_tests::{ControlPlane, ports, wait_for};
 
@@ -229,7 +229,7 @@ async fn controller(control_plane: &'static ControlPlane) -> anyhow::Result<()> 
         .get_or_try_init(async || -> anyhow::Result<Program> {
             let account = control_plane.account(SYSTEM, "virtshell-controller").await?;
             let [port] = ports::free()?;
-            let mut command = Command::new(own("virtshell-operator")?);
+            let mut command = Command::new(operator()?);
             command
                 .arg("controller")
                 .arg("--kubeconfig")
