@@ -171,8 +171,16 @@ impl<K: Cached> Cache<K> {
     }
 
     /// Takes in the answer to a write of ours; nothing when the watch has shown it, or something newer, already.
+    ///
+    /// A write may let an object go, and the watch may show that before the write is answered: what is being deleted
+    /// and is not here has gone.
     pub fn store(&self, object: K) -> Option<Change<K>> {
-        self.write().put(object, &self.track)
+        let mut inner = self.write();
+        let going = object.meta().deletion_timestamp.is_some();
+        if going && !inner.objects.contains_key(&ObjectKey::of(&object)) {
+            return None;
+        }
+        inner.put(object, &self.track)
     }
 
     /// Follows the API server until dropped; tells `notify` of every change, without holding the lock.
@@ -371,6 +379,17 @@ mod tests {
         assert!(cache.store(image("a", "old", 9)).is_none());
         assert_eq!(seen(&cache, "new").as_deref(), Some("a"));
         assert_eq!(seen(&cache, "old"), None);
+    }
+
+    #[test]
+    fn what_the_watch_showed_as_gone_does_not_come_back_with_the_answer_to_a_write() {
+        let cache = Cache::default();
+        let mut going = image("a", "a", 11);
+        going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+        assert!(cache.store(going.clone()).is_none());
+        assert_eq!(seen(&cache, "a"), None);
+        cache.store(image("a", "a", 10));
+        assert!(cache.store(going).is_some(), "while it is there, it is taken in");
     }
 
     #[test]

@@ -165,13 +165,8 @@ impl Look<'_> {
             }
             let acted = !plan.actions.is_empty();
             match plan.then {
-                Next::Settled if acted => {
-                    let again = self.observe(connection, &id).await;
-                    return match again {
-                        Ok(seen) => self.settled(&goal, &seen, connection, record).await,
-                        Err(error) => self.failed(&goal, None, &error, record).await,
-                    };
-                }
+                // What the steps led to is seen by another look: the world may have moved on meanwhile.
+                Next::Settled if acted => {}
                 Next::Settled => return self.settled(&goal, &seen, connection, record).await,
                 Next::Removed => return self.release(record).await,
                 Next::Again => {}
@@ -537,7 +532,10 @@ impl Look<'_> {
         match apply(&self.api(), &*instance, &self.context.manager, &mine).await {
             Ok(written) => {
                 self.context.metrics.status_written();
-                self.context.instances.put(written);
+                // It may have gone before the answer came.
+                if self.context.instances.get(&uid).is_some() {
+                    self.context.instances.put(written);
+                }
             }
             // Gone, or another object of the name: the watch says so too.
             Err(kube::Error::Api(answer)) if answer.is_not_found() || answer.is_conflict() => {}
