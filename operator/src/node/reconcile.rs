@@ -130,6 +130,10 @@ impl Look<'_> {
                 Ok(seen) => seen,
                 Err(error) => return self.failed(&goal, None, &error, record).await,
             };
+            if self.context.clones.holds(&id.uid) {
+                // Its guest stands still for a moment, on purpose: what was seen may be that.
+                return (Some(HELD), None);
+            }
             if let (Goal::Present(machine), DomainState::Ours(domain)) = (&mut goal, &seen.domain) {
                 machine.keep_choices(&domain.config.metadata.applied);
                 record
