@@ -31,6 +31,16 @@ pub use kubectl::Kubectl;
 pub use wait::wait_for;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The sample at a percentile (1 to 100) of a sorted list.
+///
+/// # Panics
+/// When the list is empty.
+#[must_use]
+pub fn percentile(sorted: &[Duration], percentile: usize) -> Duration {
+    sorted[(sorted.len() * percentile).div_ceil(100).clamp(1, sorted.len()) - 1]
+}
 
 /// The root of the source tree.
 #[must_use]

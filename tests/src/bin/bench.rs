@@ -16,6 +16,7 @@ use kube::{Client, ResourceExt};
 use virt::connect::Connect;
 use virt::domain::Domain;
 use virtshell_crds::{Instance, InstanceSpec, PowerState, condition};
+use virtshell_tests::percentile as at;
 
 const NAMESPACE: &str = "virtshell";
 const IMAGE: &str = "debian-guest";
@@ -73,11 +74,6 @@ async fn latency(client: &Client, libvirt: &Connect, samples: usize) -> Result<(
         at(&ours, 50).as_secs_f64() / at(&raw, 50).as_secs_f64()
     );
     Ok(())
-}
-
-/// The sample at a percentile of a sorted list.
-fn at(sorted: &[Duration], percentile: usize) -> Duration {
-    sorted[(sorted.len() * percentile).div_ceil(100).clamp(1, sorted.len()) - 1]
 }
 
 /// From the create call to the watch event that shows the domain running.

@@ -19,7 +19,7 @@ use virt::domain::Domain;
 use virtshell_crds::{FINALIZER_DOMAIN, HostSpec, Instance, condition, node_manager};
 use virtshell_tests::identity::{SYSTEM, SimulatedNode};
 use virtshell_tests::program::Program;
-use virtshell_tests::{ControlPlane, ports};
+use virtshell_tests::{ControlPlane, percentile as at, ports};
 
 const NAMESPACE: &str = "virtshell";
 /// Requests in flight, of the one who creates and of the bare writes.
@@ -412,11 +412,6 @@ fn bare_process(count: usize) -> Result<()> {
 
 fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
-}
-
-/// The sample at a percentile of a sorted list.
-fn at(sorted: &[Duration], percentile: usize) -> Duration {
-    sorted[(sorted.len() * percentile).div_ceil(100).clamp(1, sorted.len()) - 1]
 }
 
 fn resident_kib(pid: u32) -> Result<u64> {

@@ -11,24 +11,7 @@ use crate::story::{LIMIT, Story, begin, domain, guest, is_ready, said, with};
 
 /// Runs a command in a guest, by its agent.
 async fn inside(story: &Story, name: &str, command: &str) -> Result<String> {
-    let domain = domain(&story.get(name).await?)?;
-    let ask = |question: Value| {
-        let answer = story.virsh(&format!("qemu-agent-command --timeout 5 {domain} '{question}'"))?;
-        Ok::<Value, anyhow::Error>(serde_json::from_str::<Value>(&answer)?["return"].take())
-    };
-    let arguments = json!({"path": "/bin/sh", "arg": ["-c", command], "capture-output": true});
-    let pid = ask(json!({"execute": "guest-exec", "arguments": arguments}))?["pid"].take();
-    let status = json!({"execute": "guest-exec-status", "arguments": {"pid": pid}});
-    let ended = wait_for(
-        &format!("{command} to end"),
-        LIMIT,
-        async || ask(status.clone()),
-        |status: &Value| status["exited"] == true,
-    )
-    .await?;
-    let text = ended["out-data"].as_str().unwrap_or_default();
-    let bytes = story.host().sh(&format!("printf %s '{text}' | base64 -d"))?;
-    Ok(bytes.trim().to_owned())
+    story.host().in_guest(&domain(&story.get(name).await?)?, command)
 }
 
 /// Waits until the guest itself sees something.
