@@ -102,6 +102,21 @@ pub(super) unsafe extern "C" fn agent(
     unsafe { tell(domain, opaque, DomainEvent::Agent { connected }) };
 }
 
+/// # Safety
+/// `domain`, `alias` and `opaque` are what libvirt gives to the callback of a device event.
+unsafe fn device(
+    domain: sys::virDomainPtr,
+    alias: *const c_char,
+    opaque: *mut c_void,
+    event: impl FnOnce(String) -> DomainEvent,
+) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        let alias = text(alias).unwrap_or_default();
+        tell(domain, opaque, event(alias));
+    }
+}
+
 pub(super) unsafe extern "C" fn device_added(
     _connect: sys::virConnectPtr,
     domain: sys::virDomainPtr,
@@ -109,10 +124,7 @@ pub(super) unsafe extern "C" fn device_added(
     opaque: *mut c_void,
 ) {
     // SAFETY: libvirt calls this with a valid domain, the device's alias, and the `opaque` of the registration.
-    unsafe {
-        let alias = text(alias).unwrap_or_default();
-        tell(domain, opaque, DomainEvent::DeviceAdded { alias });
-    }
+    unsafe { device(domain, alias, opaque, |alias| DomainEvent::DeviceAdded { alias }) };
 }
 
 pub(super) unsafe extern "C" fn device_removed(
@@ -121,10 +133,11 @@ pub(super) unsafe extern "C" fn device_removed(
     alias: *const c_char,
     opaque: *mut c_void,
 ) {
-    // SAFETY: as in `device_added`.
+    // SAFETY: libvirt calls this with a valid domain, the device's alias, and the `opaque` of the registration.
     unsafe {
-        let alias = text(alias).unwrap_or_default();
-        tell(domain, opaque, DomainEvent::DeviceRemoved { alias });
+        device(domain, alias, opaque, |alias| DomainEvent::DeviceRemoved {
+            alias,
+        });
     }
 }
 
@@ -134,10 +147,11 @@ pub(super) unsafe extern "C" fn device_removal_failed(
     alias: *const c_char,
     opaque: *mut c_void,
 ) {
-    // SAFETY: as in `device_added`.
+    // SAFETY: libvirt calls this with a valid domain, the device's alias, and the `opaque` of the registration.
     unsafe {
-        let alias = text(alias).unwrap_or_default();
-        tell(domain, opaque, DomainEvent::DeviceRemovalFailed { alias });
+        device(domain, alias, opaque, |alias| DomainEvent::DeviceRemovalFailed {
+            alias,
+        });
     }
 }
 
