@@ -112,6 +112,14 @@ impl Context {
             .clone()
     }
 
+    /// Each libvirt once, with the first of the drivers that it serves.
+    pub fn libvirts(&self) -> impl Iterator<Item = (Driver, &Arc<Connection>)> {
+        let mut met = HashSet::new();
+        let all = self.connections.iter();
+        all.filter(move |(_, connection)| met.insert(connection.uri()))
+            .map(|(driver, connection)| (*driver, connection))
+    }
+
     /// What is remembered of an Instance.
     #[must_use]
     pub fn record(&self, uid: &str) -> Record {

@@ -440,12 +440,15 @@ fn interfaces(interfaces: &[Interface], uid: &str, offer: &Offer) -> Vec<Machine
             name: i.name.clone(),
             source: source(i),
             model: i.model.as_str(),
-            mac: i
-                .mac
-                .as_ref()
-                .map_or_else(|| mac(uid, &i.name), |mac| mac.to_lowercase()),
+            mac: mac_of(uid, i),
         })
         .collect()
+}
+
+/// The MAC address of an interface, lower case: the one given, or its own.
+fn mac_of(uid: &str, interface: &Interface) -> String {
+    let given = interface.mac.as_ref().map(|mac| mac.to_lowercase());
+    given.unwrap_or_else(|| mac(uid, &interface.name))
 }
 
 /// The MAC addresses of an Instance's interfaces, lower case, given or derived.
@@ -453,13 +456,7 @@ fn interfaces(interfaces: &[Interface], uid: &str, offer: &Offer) -> Vec<Machine
 pub fn macs(instance: &Instance) -> Vec<String> {
     let uid = instance.metadata.uid.as_deref().unwrap_or_default();
     let given = instance.spec.interfaces.iter();
-    let list: Vec<String> = given
-        .map(|i| {
-            i.mac
-                .as_ref()
-                .map_or_else(|| mac(uid, &i.name), |mac| mac.to_lowercase())
-        })
-        .collect();
+    let list: Vec<String> = given.map(|interface| mac_of(uid, interface)).collect();
     if list.is_empty() {
         return vec![default_interface(uid).mac];
     }

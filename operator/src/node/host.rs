@@ -2,7 +2,6 @@
 //!
 //! What the host offers ([`Offer`]) is decided here as well, for goals and for the Host's status from one source.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -215,14 +214,15 @@ async fn look_around(context: &Arc<Context>) -> Surroundings {
         addresses: addresses(),
         endpoint: context.endpoint(),
     };
-    let mut asked = BTreeSet::new();
     for (driver, connection) in &context.connections {
         match connection.facts() {
             Some(facts) => seen.facts.push((*driver, facts)),
             None => seen.down.push(connection.uri().to_owned()),
         }
-        if connection.facts().is_some() && asked.insert(connection.uri().to_owned()) {
-            domains(context, *driver, connection, &mut seen).await;
+    }
+    for (driver, connection) in context.libvirts() {
+        if connection.facts().is_some() {
+            domains(context, driver, connection, &mut seen).await;
         }
     }
     seen.down.dedup();

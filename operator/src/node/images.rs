@@ -79,11 +79,7 @@ async fn once(context: &Arc<Context>) -> bool {
 /// answers, still gets rid of its images.
 async fn files(context: &Arc<Context>) -> Result<Vec<PathBuf>, HypervisorError> {
     let mut files = BTreeSet::new();
-    let mut asked = BTreeSet::new();
-    for (driver, connection) in &context.connections {
-        if !asked.insert(connection.uri()) {
-            continue;
-        }
+    for (driver, connection) in context.libvirts() {
         let named = connection
             .call(
                 Lane::Read,
@@ -95,7 +91,7 @@ async fn files(context: &Arc<Context>) -> Result<Vec<PathBuf>, HypervisorError> 
             .await;
         match named {
             Ok(named) => files.extend(named),
-            Err(HypervisorError::Disconnected { .. }) if *driver == Driver::Lxc => {}
+            Err(HypervisorError::Disconnected { .. }) if driver == Driver::Lxc => {}
             Err(error) => return Err(error),
         }
     }

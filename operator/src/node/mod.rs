@@ -205,8 +205,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         })
     };
     let mut team = JoinSet::new();
-    for connection in distinct(&context.connections) {
-        team.spawn(connection.run());
+    for (_, connection) in context.libvirts() {
+        team.spawn(Arc::clone(connection).run());
     }
     if let Some(file) = args.token_file {
         let api: Api<ServiceAccount> = Api::namespaced(client, &args.namespace);
@@ -248,9 +248,8 @@ async fn work(
     queue: queue::Queue,
     readiness: Readiness,
 ) {
-    let connections = distinct(&context.connections);
     let up = async {
-        while !connections.iter().all(|c| c.facts().is_some()) {
+        while !context.libvirts().all(|(_, c)| c.facts().is_some()) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
@@ -320,16 +319,6 @@ fn connections(
         connections.insert(*driver, Arc::clone(connection));
     }
     connections
-}
-
-fn distinct(connections: &BTreeMap<Driver, Arc<Connection>>) -> Vec<Arc<Connection>> {
-    let mut list: Vec<Arc<Connection>> = Vec::new();
-    for connection in connections.values() {
-        if !list.iter().any(|known| Arc::ptr_eq(known, connection)) {
-            list.push(Arc::clone(connection));
-        }
-    }
-    list
 }
 
 /// Turns what libvirt tells into looks.

@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use virtshell_crds::instance::Driver;
-
 use super::super::connection::Lane;
-use super::super::hypervisor::HypervisorError;
 use super::super::libvirt::Link;
-use super::devices::devices;
 use super::error::ApiError;
 use super::target::Target;
+use super::vnc::display;
 
 /// How long QEMU may take to paint its screen into a file. An emulated guest on a busy machine takes a second.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -19,19 +16,7 @@ const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
 /// Takes a picture.
 pub async fn take(target: &Target) -> Result<Vec<u8>, ApiError> {
     let name = target.name();
-    if target.driver == Driver::Lxc {
-        return Err(ApiError::NotImplemented(format!(
-            "the Instance {name} is a container, which has no display"
-        )));
-    }
-    let xml = target.ask("describe", Link::running_xml).await?;
-    let devices = devices(&xml).map_err(|source| HypervisorError::Unreadable {
-        domain: name.to_owned(),
-        source,
-    })?;
-    if devices.vnc.is_none() {
-        return Err(no_display(name));
-    }
+    display(target).await?;
     let picture = target.ask_on(Lane::Live, "take a picture of", DEADLINE, Link::screenshot);
     let (mime, bytes) = picture.await?;
     // Compressing a large screen takes longer than a request may hold a thread that serves others.
@@ -39,14 +24,6 @@ pub async fn take(target: &Target) -> Result<Vec<u8>, ApiError> {
     converted
         .unwrap_or_else(|panicked| Err(panicked.to_string()))
         .map_err(|why| ApiError::Internal(format!("the picture of {name} cannot be read: {why}")))
-}
-
-/// What callers are told who want to see an Instance without a screen.
-#[must_use]
-pub fn no_display(name: &str) -> ApiError {
-    ApiError::Conflict(format!(
-        "the Instance {name} runs without a display: set spec.consoles.vnc and restart it"
-    ))
 }
 
 /// A picture as PNG, whatever the hypervisor made.

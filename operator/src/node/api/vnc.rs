@@ -13,7 +13,6 @@ use super::super::libvirt::Link;
 use super::devices::devices;
 use super::error::ApiError;
 use super::relay::{Guest, Input};
-use super::screenshot::no_display;
 use super::target::Target;
 
 /// How long QEMU may take to accept a connection.
@@ -27,8 +26,11 @@ pub struct Screen(OwnedReadHalf);
 /// What the caller types and points at.
 pub struct Keys(OwnedWriteHalf);
 
-/// Connects to the display.
-pub async fn open(target: &Target) -> Result<(Screen, Keys), ApiError> {
+/// Address and port of the guest's display.
+///
+/// # Errors
+/// When it has none: a container, or a machine that runs without one.
+pub async fn display(target: &Target) -> Result<(String, u16), ApiError> {
     let name = target.name();
     if target.driver == Driver::Lxc {
         return Err(ApiError::NotImplemented(format!(
@@ -40,7 +42,17 @@ pub async fn open(target: &Target) -> Result<(Screen, Keys), ApiError> {
         domain: name.to_owned(),
         source,
     })?;
-    let (address, port) = devices.vnc.ok_or_else(|| no_display(name))?;
+    devices.vnc.ok_or_else(|| {
+        ApiError::Conflict(format!(
+            "the Instance {name} runs without a display: set spec.consoles.vnc and restart it"
+        ))
+    })
+}
+
+/// Connects to the display.
+pub async fn open(target: &Target) -> Result<(Screen, Keys), ApiError> {
+    let name = target.name();
+    let (address, port) = display(target).await?;
     let connecting = tokio::time::timeout(CONNECT, TcpStream::connect((address.as_str(), port)));
     let failed = |why: &dyn std::fmt::Display| {
         ApiError::Unavailable(format!(

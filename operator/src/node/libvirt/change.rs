@@ -235,29 +235,21 @@ fn find<'a>(xml: &'a Element, uid: &str, device: &Device) -> Option<&'a Element>
 /// The SCSI controllers of the configuration that a SCSI disk needs and the running domain lacks: one that libvirt adds
 /// by itself is of a model that few guests have a driver for.
 fn missing_controllers<'a>(config: &'a Element, live: &Element, disk: &Element) -> Vec<&'a Element> {
-    let scsi = |xml: &'_ Element| -> Vec<String> {
-        let controllers = xml
-            .find(&["devices"])
-            .into_iter()
-            .flat_map(|d| d.named("controller"));
-        controllers
-            .filter(|c| c.attribute("type") == Some("scsi"))
-            .filter_map(|c| c.attribute("index").map(str::to_owned))
-            .collect()
-    };
     if disk.find(&["target"]).and_then(|t| t.attribute("bus")) != Some("scsi") {
         return vec![];
     }
-    let have = scsi(live);
-    let controllers = config
-        .find(&["devices"])
-        .into_iter()
-        .flat_map(|d| d.named("controller"));
-    controllers
-        .filter(|c| c.attribute("type") == Some("scsi"))
-        .filter(|c| {
-            c.attribute("index")
-                .is_some_and(|index| !have.iter().any(|h| h == index))
-        })
+    let have: Vec<&str> = scsi_controllers(live).map(|(index, _)| index).collect();
+    scsi_controllers(config)
+        .filter(|(index, _)| !have.contains(index))
+        .map(|(_, controller)| controller)
         .collect()
+}
+
+/// SCSI controllers by their index.
+fn scsi_controllers(xml: &Element) -> impl Iterator<Item = (&str, &Element)> {
+    let devices = xml.find(&["devices"]).into_iter();
+    devices
+        .flat_map(|devices| devices.named("controller"))
+        .filter(|controller| controller.attribute("type") == Some("scsi"))
+        .filter_map(|controller| Some((controller.attribute("index")?, controller)))
 }
