@@ -15,7 +15,6 @@ pub mod accept;
 pub mod cache;
 pub mod context;
 pub mod depends;
-pub mod events;
 pub mod grouping;
 pub mod guard;
 pub mod host;
@@ -51,7 +50,7 @@ use prometheus_client::registry::Registry;
 use tokio::task::JoinSet;
 
 use crate::probes::{Probes, Readiness};
-use crate::{cluster, telemetry};
+use crate::{cluster, events, telemetry};
 use cache::{Cache, Cached, Change};
 use context::{Context, Key};
 use metrics::Metrics;
@@ -171,7 +170,11 @@ async fn follow_and_lead(
 /// wrote.
 fn start(client: Client, settings: Settings, me: String, metrics: Metrics) -> JoinSet<()> {
     let mut team = JoinSet::new();
-    let (events, publish) = events::events(client.clone(), me);
+    let (events, publish) = events::events(
+        client.clone(),
+        format!("virtshell.io/{}", virtshell_crds::MANAGER_CONTROLLER),
+        me,
+    );
     team.spawn(publish);
     let ctx = Arc::new(Context::new(
         client,

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use kube::runtime::events::Recorder;
 use kube::{Client, ResourceExt};
 use virtshell_crds::Instance;
 use virtshell_crds::host::Endpoint;
@@ -24,6 +23,7 @@ use super::observed::{Memory, Moment};
 use super::provision::Jobs;
 use super::queue::Requests;
 use super::storage::{BootFiles, CachedImage, Storage};
+use crate::events::Events;
 
 /// What every part of the agent shares.
 pub struct Context {
@@ -56,7 +56,7 @@ pub struct Context {
     /// Asks for looks.
     pub requests: Requests,
     /// Writes Events.
-    pub recorder: Recorder,
+    pub events: Events,
     /// What is counted.
     pub metrics: Metrics,
     /// The start of the agent's own clock.
@@ -244,8 +244,10 @@ impl Instances {
     /// Puts a version of an Instance, unless a newer one is there; returns the one that was replaced.
     ///
     /// Our own writes answer before the watch shows them, and what the watch shows may be older.
-    pub fn put(&self, instance: Instance) -> Option<Arc<Instance>> {
+    pub fn put(&self, mut instance: Instance) -> Option<Arc<Instance>> {
         let uid = instance.uid()?;
+        // More than all the rest of an Instance, and of no use here.
+        instance.metadata.managed_fields = None;
         let mut index = self.write();
         let old = index.by_uid.get(&uid).cloned();
         if old

@@ -1,13 +1,12 @@
-//! Kubernetes Events: what a person wants to read in `kubectl describe`.
+//! What the agent tells people in Kubernetes Events.
 
-use kube::Resource;
-use kube::runtime::events::{Event, EventType};
-use virtshell_crds::Instance;
+use virtshell_crds::{Instance, PowerState};
 
-use super::backoff;
 use super::context::Context;
+use super::goal::Goal;
 use super::observed::DomainState;
 use super::plan::{Action, Change, Device};
+use crate::events::Level;
 
 /// Something worth telling.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,11 +40,12 @@ pub enum Tell {
 }
 
 impl Tell {
-    /// What a step is worth telling.
+    /// What a step is worth telling. Where a start follows, that tells of the definition too.
     #[must_use]
-    pub fn of(action: &Action, before: &DomainState) -> Option<Self> {
+    pub fn of(action: &Action, before: &DomainState, goal: &Goal) -> Option<Self> {
+        let starts = goal.machine().is_some_and(|m| m.power == PowerState::Running);
         match action {
-            Action::Define(_) if *before == DomainState::Absent => Some(Self::Defined),
+            Action::Define(_) if *before == DomainState::Absent && !starts => Some(Self::Defined),
             Action::Start { .. } => Some(Self::Started),
             Action::Destroy => Some(Self::PoweredOff),
             Action::Ask { .. } => Some(Self::AskedToShutDown),
@@ -64,51 +64,67 @@ impl Tell {
         }
     }
 
-    fn event(&self) -> Event {
-        let (warning, reason, action, note) = match self {
-            Self::Defined => (false, "DomainDefined", "Define", "defined the domain".to_owned()),
-            Self::Started => (false, "DomainStarted", "Start", "started the domain".to_owned()),
+    /// Level, reason, action and note.
+    fn words(&self) -> (Level, &'static str, &'static str, String) {
+        match self {
+            Self::Defined => (
+                Level::Normal,
+                "DomainDefined",
+                "Define",
+                "defined the domain".to_owned(),
+            ),
+            Self::Started => (
+                Level::Normal,
+                "DomainStarted",
+                "Start",
+                "started the domain".to_owned(),
+            ),
             Self::PoweredOff => (
-                false,
+                Level::Normal,
                 "DomainPoweredOff",
                 "Destroy",
                 "powered the domain off".to_owned(),
             ),
             Self::AskedToShutDown => (
-                false,
+                Level::Normal,
                 "ShutdownRequested",
                 "Shutdown",
                 "asked the guest to shut down".to_owned(),
             ),
             Self::Suspended => (
-                false,
+                Level::Normal,
                 "DomainSuspended",
                 "Suspend",
                 "suspended the domain".to_owned(),
             ),
-            Self::Resumed => (false, "DomainResumed", "Resume", "resumed the domain".to_owned()),
+            Self::Resumed => (
+                Level::Normal,
+                "DomainResumed",
+                "Resume",
+                "resumed the domain".to_owned(),
+            ),
             Self::Stopped => (
-                true,
+                Level::Warning,
                 "DomainStopped",
                 "Start",
                 "the domain was stopped outside of VirtShell; powerState is Running, so it is started again"
                     .to_owned(),
             ),
             Self::Undefined => (
-                true,
+                Level::Warning,
                 "DomainUndefined",
                 "Define",
                 "the domain was undefined outside of VirtShell; it is defined again".to_owned(),
             ),
             Self::SuspendedOutside => (
-                true,
+                Level::Warning,
                 "DomainSuspended",
                 "Resume",
                 "the domain was suspended outside of VirtShell; powerState is Running, so it is resumed"
                     .to_owned(),
             ),
             Self::Edited(fields) => (
-                true,
+                Level::Warning,
                 "DomainEdited",
                 "Define",
                 format!(
@@ -117,7 +133,7 @@ impl Tell {
                 ),
             ),
             Self::Changed(fields) => (
-                true,
+                Level::Warning,
                 "DomainChanged",
                 "Converge",
                 format!(
@@ -125,20 +141,8 @@ impl Tell {
                     fields.join(", ")
                 ),
             ),
-            Self::Live(what) => (false, "DomainUpdated", "Update", what.clone()),
-            Self::Problem(reason, message) => (true, *reason, "Converge", message.clone()),
-        };
-        Event {
-            type_: if warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: reason.to_owned(),
-            // The API takes 1 KiB.
-            note: Some(note.chars().take(1000).collect()),
-            action: action.to_owned(),
-            secondary: None,
+            Self::Live(what) => (Level::Normal, "DomainUpdated", "Update", what.clone()),
+            Self::Problem(reason, message) => (Level::Warning, *reason, "Converge", message.clone()),
         }
     }
 }
@@ -158,55 +162,8 @@ fn describe(change: &Change) -> String {
     }
 }
 
-/// How often an Event is tried to be written: for about five minutes.
-const TRIES: u32 = 9;
-
-/// Whether the API server will refuse again. One that has just started does not know its accounts and roles yet.
-fn is_final(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(answer) if (400..500).contains(&answer.code) && ![401, 403, 429].contains(&answer.code))
-}
-
-/// Writes the Event beside the work: nobody waits for it. Guests are repaired while the API server is away, and that is
-/// told when it is back, unless that takes too long.
+/// Tells of an Instance, beside the work.
 pub fn told(context: &Context, instance: &Instance, tell: &Tell) {
-    let (recorder, reference, event) = (context.recorder.clone(), instance.object_ref(&()), tell.event());
-    tokio::spawn(async move {
-        for attempt in 0..TRIES {
-            let Err(error) = recorder.publish(&event, &reference).await else {
-                return;
-            };
-            tracing::debug!(reason = event.reason, %error, attempt, "an Event was not written");
-            if is_final(&error) {
-                return;
-            }
-            tokio::time::sleep(backoff::pause(
-                attempt,
-                reference.uid.as_deref().unwrap_or_default(),
-            ))
-            .await;
-        }
-    });
-}
-
-#[cfg(test)]
-mod tests {
-    use kube::core::Status;
-
-    use super::*;
-
-    #[test]
-    fn a_refusal_is_final_unless_the_api_server_may_not_know_us_yet() {
-        for (code, expected) in [
-            (400, true),
-            (404, true),
-            (422, true),
-            (401, false),
-            (403, false),
-            (429, false),
-            (500, false),
-        ] {
-            let error = kube::Error::Api(Box::new(Status::failure("no", "").with_code(code)));
-            assert_eq!(is_final(&error), expected, "{code}");
-        }
-    }
+    let (level, reason, action, note) = tell.words();
+    context.events.say(instance, level, action, reason, &note);
 }

@@ -52,7 +52,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::Api;
-use kube::runtime::events::{Recorder, Reporter};
 use libvirt_ffi::{DomainEvent, Notice};
 use prometheus_client::registry::Registry;
 use tokio::sync::{Notify, mpsc};
@@ -162,12 +161,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let (signals, heard) = mpsc::unbounded_channel();
     let (requests, queue) = queue::queue();
     let connections = connections(&drivers, &metrics, &signals);
-    let reporter = Reporter {
-        controller: "virtshell-node".to_owned(),
-        instance: Some(host.clone()),
-    };
+    let (events, publishing) = crate::events::events(client.clone(), "virtshell-node", host.clone());
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), reporter),
+        events,
         client: client.clone(),
         manager: node_manager(&host),
         host: host.clone(),
@@ -205,6 +201,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         })
     };
     let mut team = JoinSet::new();
+    team.spawn(publishing);
     for (_, connection) in context.libvirts() {
         team.spawn(Arc::clone(connection).run());
     }

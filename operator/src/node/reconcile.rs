@@ -165,7 +165,7 @@ impl Look<'_> {
                 if let Err(error) = performer.perform(action, record).await {
                     return self.failed(&goal, Some(&seen), &error, record).await;
                 }
-                self.tell(action, &seen.domain);
+                self.tell(action, &seen.domain, &goal);
             }
             let acted = !plan.actions.is_empty();
             match plan.then {
@@ -618,8 +618,8 @@ impl Look<'_> {
         })
     }
 
-    fn tell(&self, action: &Action, before: &DomainState) {
-        if let Some(tell) = Tell::of(action, before) {
+    fn tell(&self, action: &Action, before: &DomainState, goal: &Goal) {
+        if let Some(tell) = Tell::of(action, before, goal) {
             told(self.context, self.instance, &tell);
         }
     }

@@ -122,7 +122,7 @@ async fn follow(context: &Context, look: &Notify) {
 }
 
 fn changed(context: &Context, guarded: DeserializeGuard<Instance>) {
-    let mut instance = match guarded.0 {
+    let instance = match guarded.0 {
         Ok(instance) => instance,
         Err(error) => {
             // One object that does not decode must not stall the others.
@@ -134,7 +134,6 @@ fn changed(context: &Context, guarded: DeserializeGuard<Instance>) {
             return;
         }
     };
-    instance.metadata.managed_fields = None;
     let Some(uid) = instance.uid() else { return };
     let news = asks(&instance);
     let old = context.instances.put(instance);
