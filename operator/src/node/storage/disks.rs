@@ -9,6 +9,7 @@ use super::error::StorageError;
 use super::fetch::blocking;
 use super::format::{QCOW2_HEADER_BYTES, Qcow2Header};
 use super::layout::{InstanceFiles, Role, role};
+use super::pattern::{Pattern, Patterns, Request};
 use super::root_fs::{publish, temp_in};
 use super::tool::{QEMU_IMG, Run};
 
@@ -143,6 +144,7 @@ pub(super) async fn make_qcow2(
     target: &Path,
     base: Option<&CachedImage>,
     size_mib: i64,
+    patterns: &Patterns,
 ) -> Result<DiskInfo, StorageError> {
     let dir = target.parent().unwrap_or(target);
     let wanted = u64::try_from(size_mib).unwrap_or(0) * MIB;
@@ -156,23 +158,39 @@ pub(super) async fn make_qcow2(
         });
     }
     let temp = temp_in(dir)?;
-    let mut run = Run::new(QEMU_IMG).args(&["create", "-q", "-f", "qcow2"]);
-    if let Some(base) = base {
-        // -u: the base was inspected when it came, and its size is known; nothing needs to open it again.
-        run = run
-            .args(&["-u", "-F", base.backing_format()?, "-b"])
-            .arg(&base.path);
+    let base = base
+        .map(|base| Ok((base.path.clone(), base.backing_format()?)))
+        .transpose()?;
+    let request = Request { base, bytes };
+    let path = temp.to_path_buf();
+    if let Some(pattern) = patterns.get(&request) {
+        blocking(move || pattern.write(&path).map_err(StorageError::disk("writing", &path))).await?;
+    } else {
+        create_qcow2(name, &path, &request).await?;
+        let made = blocking(move || Pattern::read(&path).map_err(StorageError::disk("reading", &path)));
+        if let Some(pattern) = made.await? {
+            patterns.keep(request, pattern);
+        }
     }
-    run.arg(temp.as_os_str())
-        .arg(bytes.to_string())
-        .output(&format!("making disk {name}"))
-        .await?;
     publish(temp, target.to_owned(), 0o600).await?;
     Ok(DiskInfo {
         path: target.to_owned(),
         format: DiskFormat::Qcow2,
         virtual_mib: bytes.div_ceil(MIB) as i64,
     })
+}
+
+async fn create_qcow2(name: &str, path: &Path, request: &Request) -> Result<(), StorageError> {
+    let mut run = Run::new(QEMU_IMG).args(&["create", "-q", "-f", "qcow2"]);
+    if let Some((base, format)) = &request.base {
+        // -u: the base was inspected when it came, and its size is known; nothing needs to open it again.
+        run = run.args(&["-u", "-F", format, "-b"]).arg(base);
+    }
+    run.arg(path)
+        .arg(request.bytes.to_string())
+        .output(&format!("making disk {name}"))
+        .await
+        .map(drop)
 }
 
 /// Enlarges a qcow2 disk that no domain has open; QEMU's lock refuses otherwise.

@@ -22,6 +22,7 @@ pub mod kvm_probe;
 mod layout;
 mod lease;
 mod part;
+mod pattern;
 mod room;
 mod root_fs;
 mod seed;
@@ -58,6 +59,7 @@ pub use seed::{Seed, SeedFiles};
 use cache::{Cache, CacheDirs};
 use fetch::{Fetcher, blocking};
 use layout::{TEMP_PREFIX, is_disk_name, is_uid};
+use pattern::Patterns;
 use room::RoomGuard;
 use root_fs::RootSeed;
 
@@ -107,6 +109,7 @@ struct Inner {
     room: RoomGuard,
     limits: CacheLimits,
     cache: Arc<Cache>,
+    patterns: Patterns,
     /// Held while this agent runs.
     _lock: Flock<File>,
 }
@@ -162,6 +165,7 @@ impl Storage {
                 room,
                 limits: options.cache,
                 cache: Arc::new(cache),
+                patterns: Patterns::default(),
                 _lock: lock,
             }),
         })
@@ -273,7 +277,7 @@ impl Storage {
                     return Ok(info);
                 }
                 let base = image.filter(|image| !image.is_medium());
-                disks::make_qcow2("root", &files.root_qcow2, base, disk_mib).await
+                disks::make_qcow2("root", &files.root_qcow2, base, disk_mib, &self.inner.patterns).await
             }
         }
     }
@@ -348,7 +352,7 @@ impl Storage {
         let path = self.prepared(uid)?.disk(name);
         match disks::existing(name, &path).await? {
             Some(info) => Ok(info),
-            None => disks::make_qcow2(name, &path, image, size_mib.unwrap_or(0)).await,
+            None => disks::make_qcow2(name, &path, image, size_mib.unwrap_or(0), &self.inner.patterns).await,
         }
     }
 

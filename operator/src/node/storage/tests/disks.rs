@@ -47,6 +47,31 @@ async fn a_root_disk_is_an_overlay_of_the_larger_size() {
 }
 
 #[tokio::test]
+async fn the_second_of_two_like_disks_is_what_qemu_img_would_make() {
+    let bench = Bench::new();
+    let storage = bench.open();
+    let base = base(&bench, &storage).await;
+    for (image, size) in [(Some(&base), 1000), (Some(&base), 400), (None, 1000)] {
+        let mut made = Vec::new();
+        for uid in ["u-1", "u-2", "u-3"] {
+            let name = format!("data-{size}-{}", image.is_some());
+            let disk = storage.create_disk(uid, &name, image, Some(size)).await.unwrap();
+            run("qemu-img", &["check", "-q", disk.path.to_str().unwrap()]);
+            made.push(std::fs::read(&disk.path).unwrap());
+        }
+        assert!(made[0] == made[1] && made[1] == made[2], "{size}");
+        let (asked, path) = ((size << 20).to_string(), bench.dir.path().join("by-hand.qcow2"));
+        let mut words = vec!["create", "-q", "-f", "qcow2"];
+        if let Some(image) = image {
+            words.extend(["-u", "-F", "qcow2", "-b", image.path.to_str().unwrap()]);
+        }
+        words.extend([path.to_str().unwrap(), &asked]);
+        run("qemu-img", &words);
+        assert!(made[1] == std::fs::read(&path).unwrap(), "{size}");
+    }
+}
+
+#[tokio::test]
 async fn raw_bases_media_and_blank_disks() {
     let bench = Bench::new();
     let storage = bench.open();
