@@ -22,10 +22,10 @@ const WHILE_BOOTING: Duration = Duration::from_millis(300);
 const BOOT: Duration = Duration::from_mins(2);
 /// How often a guest is asked that has not said everything by then.
 const WHILE_SILENT: Duration = Duration::from_secs(10);
-/// How often a guest is asked that has said everything: addresses change without an event.
-const WHEN_SETTLED: Duration = Duration::from_secs(20);
-/// How often a guest's QEMU is asked for a sign of life.
-const PROBE: Duration = Duration::from_secs(10);
+/// How often a guest is asked that has said everything, and its QEMU for a sign of life.
+const WHEN_SETTLED: Duration = Duration::from_secs(30);
+/// How often an address is asked for that is known: it may change without an event, but seldom does.
+const ADDRESSES: Duration = Duration::from_mins(1);
 /// How long the agent may take to answer.
 const AGENT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long libvirt may take to answer for itself.
@@ -159,18 +159,25 @@ impl Watcher {
             since: Some(began),
             ..GuestView::default()
         };
-        let mut probed = began;
+        let (mut probed, mut asked, mut complete) = (began, began, false);
         loop {
-            if clock() >= probed + PROBE {
-                probed = clock();
+            let now = clock();
+            if now >= probed + WHEN_SETTLED {
+                probed = now;
                 self.probe().await;
             }
-            view = self.ask(view, &clock).await;
+            if self.watch.has_agent {
+                view = self.ask_agent(view, &clock).await;
+            }
+            if !complete || now >= asked + ADDRESSES {
+                asked = now;
+                view = self.ask_addresses(view).await;
+            }
             if self.guests.put(&self.watch, &view) {
-                self.requests.now(&self.watch.uid);
+                self.requests.news(&self.watch.uid);
             }
             let addressed = view.interfaces.iter().any(|i| !i.ipv4.is_empty());
-            let complete = addressed && (view.agent == Some(true) || !self.watch.has_agent);
+            complete = addressed && (view.agent == Some(true) || !self.watch.has_agent);
             let pause = match clock().saturating_sub(began) {
                 _ if complete => WHEN_SETTLED,
                 age if age < BOOT => WHILE_BOOTING,
@@ -178,7 +185,7 @@ impl Watcher {
             };
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
-                () = self.poke.notified() => {}
+                () = self.poke.notified() => complete = false,
             }
         }
     }
@@ -193,24 +200,26 @@ impl Watcher {
         }
     }
 
-    /// One round of questions. Whoever cannot be asked now keeps what was said last.
-    async fn ask(&self, mut view: GuestView, clock: &impl Fn() -> Moment) -> GuestView {
-        if self.watch.has_agent {
-            // Calling an agent whose channel is closed is an error in libvirtd's log, and takes its deadline.
-            let open = self.read("look at", Link::agent_is_open).await.unwrap_or(false);
-            let answers = open
-                && self
-                    .agent("ping", |link, uuid| link.ping_agent(uuid, AGENT_DEADLINE))
-                    .await
-                    .is_ok();
-            // Before its first answer a guest boots: that is no news.
-            if answers || view.agent.is_some() {
-                view.agent = Some(answers);
-            }
-            if answers && view.answered_at.is_none() {
-                view.answered_at = Some(clock());
-            }
+    /// Whether the agent answers. Whoever cannot be asked now keeps what was said last.
+    async fn ask_agent(&self, mut view: GuestView, clock: &impl Fn() -> Moment) -> GuestView {
+        // Calling an agent whose channel is closed is an error in libvirtd's log, and takes its deadline.
+        let open = self.read("look at", Link::agent_is_open).await.unwrap_or(false);
+        let answers = open
+            && self
+                .agent("ping", |link, uuid| link.ping_agent(uuid, AGENT_DEADLINE))
+                .await
+                .is_ok();
+        // Before its first answer a guest boots: that is no news.
+        if answers || view.agent.is_some() {
+            view.agent = Some(answers);
         }
+        if answers && view.answered_at.is_none() {
+            view.answered_at = Some(clock());
+        }
+        view
+    }
+
+    async fn ask_addresses(&self, mut view: GuestView) -> GuestView {
         let found = if view.agent == Some(true) {
             self.agent("read the addresses of", |link, uuid| {
                 link.addresses(uuid, AddressSource::Agent)

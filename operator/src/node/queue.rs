@@ -2,19 +2,25 @@
 //!
 //! Keys are uids. One key is worked on by one task at a time; a request that comes meanwhile leads to one more look
 //! after it, however many come. The earliest of several times wins.
+//!
+//! What a guest says of itself changes nothing but its status: it waits for a moment in which nothing else was begun, so
+//! that a host where hundreds are created makes them first, but not for long.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::metrics::Metrics;
 
 /// Instances that are worked on at the same time; what waits (a download, a guest) is not work.
 const WORKERS: usize = 64;
+/// What guests said is looked at when nothing else was begun for so long,
+const QUIET: Duration = Duration::from_secs(1);
+/// or when it has waited for so long.
+const NEWS_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Asks for looks. Cheap to clone.
 #[derive(Clone)]
@@ -22,6 +28,7 @@ pub struct Requests(mpsc::UnboundedSender<Message>);
 
 enum Message {
     At(String, Instant),
+    News(String, Instant),
     Done(String, Option<Instant>),
 }
 
@@ -35,6 +42,11 @@ impl Requests {
     pub fn after(&self, key: &str, pause: Duration) {
         // The dispatcher lives as long as the process: a request cannot be lost but at its end.
         let _ = self.0.send(Message::At(key.to_owned(), Instant::now() + pause));
+    }
+
+    /// Its guest said something: look at it when there is time.
+    pub fn news(&self, key: &str) {
+        let _ = self.0.send(Message::News(key.to_owned(), Instant::now()));
     }
 }
 
@@ -56,6 +68,9 @@ pub fn queue() -> (Requests, Queue) {
 struct Schedule {
     entries: HashMap<String, Entry>,
     due: BTreeSet<(Instant, String)>,
+    news: VecDeque<(Instant, String)>,
+    /// When something that was asked for was begun last.
+    began: Option<Instant>,
     working: usize,
 }
 
@@ -63,6 +78,8 @@ struct Schedule {
 struct Entry {
     working: bool,
     next: Option<Instant>,
+    /// When its guest said what nobody has looked at yet.
+    news: Option<Instant>,
 }
 
 impl Schedule {
@@ -79,6 +96,16 @@ impl Schedule {
         }
     }
 
+    fn hear(&mut self, key: &str, at: Instant) {
+        let entry = self.entries.entry(key.to_owned()).or_default();
+        if entry.news.is_none() {
+            entry.news = Some(at);
+            if !entry.working {
+                self.news.push_back((at, key.to_owned()));
+            }
+        }
+    }
+
     /// The work has ended; `next` is when it wants to look again.
     fn done(&mut self, key: &str, next: Option<Instant>) {
         let Some(entry) = self.entries.get_mut(key) else {
@@ -87,44 +114,83 @@ impl Schedule {
         entry.working = false;
         self.working -= 1;
         let next = [entry.next.take(), next].into_iter().flatten().min();
-        match next {
-            Some(next) => self.request(key, next),
-            None => drop(self.entries.remove(key)),
+        let news = entry.news.take();
+        if next.is_none() && news.is_none() {
+            self.entries.remove(key);
+            return;
+        }
+        if let Some(next) = next {
+            self.request(key, next);
+        }
+        if let Some(at) = news {
+            self.hear(key, at);
         }
     }
 
     fn take_due(&mut self, now: Instant) -> Option<String> {
-        let (at, _) = self.due.first()?;
-        if *at > now {
+        if self.working >= WORKERS {
             return None;
         }
-        let (_, key) = self.due.pop_first()?;
-        let entry = self.entries.entry(key.clone()).or_default();
-        entry.working = true;
-        entry.next = None;
-        self.working += 1;
-        Some(key)
+        if self.due.first().is_some_and(|(at, _)| *at <= now) {
+            let (_, key) = self.due.pop_first()?;
+            self.began = Some(now);
+            return Some(self.begin(key));
+        }
+        if self.news_due()? > now {
+            return None;
+        }
+        let (_, key) = self.news.pop_front()?;
+        Some(self.begin(key))
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+    fn begin(&mut self, key: String) -> String {
+        let entry = self.entries.entry(key.clone()).or_default();
+        if let Some(next) = entry.next.take() {
+            self.due.remove(&(next, key.clone()));
+        }
+        entry.working = true;
+        entry.news = None;
+        self.working += 1;
+        key
+    }
+
+    /// When the first news are looked at, if nothing else is begun until then.
+    fn news_due(&mut self) -> Option<Instant> {
+        // One that was worked on since has been heard.
+        while let Some((at, key)) = self.news.front() {
+            let entry = self.entries.get(key);
+            if entry.is_some_and(|entry| entry.news == Some(*at) && !entry.working) {
+                let quiet = self.began.map_or(*at, |began| began + QUIET);
+                return Some(quiet.min(*at + NEWS_PATIENCE));
+            }
+            self.news.pop_front();
+        }
+        None
+    }
+
+    /// Keys that wait or are worked on.
+    fn length(&self, now: Instant) -> usize {
+        let waiting = self.due.iter().take_while(|(at, _)| *at <= now);
+        self.working + waiting.count() + self.news.len()
+    }
+
+    fn next_due(&mut self) -> Option<Instant> {
+        let first = self.due.first().map(|(at, _)| *at);
+        [first, self.news_due()].into_iter().flatten().min()
     }
 }
 
-/// Calls `work` for each key that is due; it returns after how long it wants to look again. Ends with the process.
+/// Calls `work` for each key that is due, as many at a time as there are workers; it returns after how long it wants to look again. Ends with the process.
 pub async fn run<W, F>(mut queue: Queue, metrics: Metrics, work: W)
 where
     W: Fn(String) -> F,
     F: Future<Output = Option<Duration>> + Send + 'static,
 {
     let mut schedule = Schedule::default();
-    let workers = Arc::new(Semaphore::new(WORKERS));
     loop {
         while let Some(key) = schedule.take_due(Instant::now()) {
-            let (requests, workers, working) =
-                (queue.requests.clone(), Arc::clone(&workers), work(key.clone()));
+            let (requests, working) = (queue.requests.clone(), work(key.clone()));
             tokio::spawn(async move {
-                let _worker = workers.acquire_owned().await;
                 // A task of its own, so that a panic ends one look and not the queue's knowledge of it.
                 let next = tokio::spawn(working).await.unwrap_or_else(|panic| {
                     tracing::error!(%panic, "a reconcile panicked");
@@ -135,8 +201,9 @@ where
                     .send(Message::Done(key, next.map(|pause| Instant::now() + pause)));
             });
         }
-        metrics.queue_length(schedule.working);
-        let due = schedule.next_due();
+        metrics.queue_length(schedule.length(Instant::now()));
+        // A full house waits for one to end.
+        let due = schedule.next_due().filter(|_| schedule.working < WORKERS);
         let sleep = async {
             match due {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -146,6 +213,7 @@ where
         tokio::select! {
             message = queue.messages.recv() => match message {
                 Some(Message::At(key, at)) => schedule.request(&key, at),
+                Some(Message::News(key, at)) => schedule.hear(&key, at),
                 Some(Message::Done(key, next)) => schedule.done(&key, next),
                 None => return,
             },
@@ -179,5 +247,56 @@ mod tests {
         assert_eq!(schedule.take_due(at(100)), None);
         schedule.done("a", None);
         assert!(schedule.entries.is_empty() && schedule.due.is_empty());
+    }
+
+    #[test]
+    fn what_guests_say_waits_while_other_work_is_begun() {
+        let (now, mut schedule) = (Instant::now(), Schedule::default());
+        let ms = |ms| now + QUIET / 100 * ms;
+        schedule.hear("a", now);
+        assert_eq!(schedule.take_due(now).as_deref(), Some("a"), "at once");
+        schedule.done("a", None);
+        schedule.request("asked", ms(10));
+        for guest in ["a", "b", "asked"] {
+            schedule.hear(guest, ms(11));
+            schedule.hear(guest, ms(12));
+        }
+        assert_eq!(schedule.take_due(ms(15)).as_deref(), Some("asked"));
+        assert_eq!(
+            (schedule.take_due(ms(16)), schedule.next_due()),
+            (None, Some(ms(115)))
+        );
+        schedule.request("more", ms(100));
+        assert_eq!(
+            schedule.take_due(ms(115)).as_deref(),
+            Some("more"),
+            "it comes first"
+        );
+        assert_eq!(schedule.take_due(ms(116)), None);
+        // What it said before it was looked at has been seen; what it says meanwhile has not.
+        schedule.hear("asked", ms(120));
+        schedule.done("asked", None);
+        let quiet: Vec<_> = std::iter::from_fn(|| schedule.take_due(ms(220))).collect();
+        assert_eq!(quiet, ["a", "b", "asked"]);
+        for key in ["a", "b", "asked", "more"] {
+            schedule.done(key, None);
+        }
+        assert!(schedule.entries.is_empty() && schedule.next_due().is_none() && schedule.working == 0);
+    }
+
+    #[test]
+    fn what_guests_say_does_not_wait_for_ever() {
+        let (now, mut schedule) = (Instant::now(), Schedule::default());
+        schedule.request("x", now);
+        assert!(schedule.take_due(now).is_some());
+        schedule.hear("a", now);
+        let mut at = now;
+        while at < now + NEWS_PATIENCE {
+            at += QUIET / 2;
+            schedule.done("x", Some(at));
+            let taken = schedule.take_due(at);
+            assert_eq!(taken.as_deref(), Some("x"), "{:?}", at - now);
+        }
+        assert_eq!(schedule.take_due(at).as_deref(), Some("a"));
     }
 }
