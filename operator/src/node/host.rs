@@ -2,6 +2,7 @@
 //!
 //! What the host offers ([`Offer`]) is decided here as well, for goals and for the Host's status from one source.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use virtshell_crds::{Host, HostSpec, HostStatus, Instance};
 use super::connection::{Connection, Lane};
 use super::context::Context;
 use super::goal::{DomainType, Offer};
-use super::libvirt::{Facts, Link, Listed};
+use super::libvirt::{Facts, Listed};
 use super::storage::Room;
 use super::storage::kvm_probe::KvmSupport;
 use crate::probes::Readiness;
@@ -251,8 +252,11 @@ async fn domains(
     connection: &Arc<Connection>,
     seen: &mut Surroundings,
 ) {
+    let known = known(&context.instances.all());
     let listed = connection
-        .call(Lane::Read, "all domains", "list", LIST_DEADLINE, Link::list)
+        .call(Lane::Read, "all domains", "list", LIST_DEADLINE, move |link| {
+            link.list(&known)
+        })
         .await;
     let Ok(listed) = listed else { return };
     for domain in listed {
@@ -276,6 +280,15 @@ async fn domains(
     seen.foreign
         .sort_by(|a, b| (&a.driver, &a.name).cmp(&(&b.driver, &b.name)));
     seen.orphans.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+/// UUIDs of the domains that belong to Instances: each is looked at for itself, which tells if it does no longer.
+fn known(instances: &[Arc<Instance>]) -> HashSet<String> {
+    let domains = instances.iter().filter_map(|instance| {
+        let status = instance.status.as_ref()?;
+        Some(status.domain.as_ref()?.uuid.clone())
+    });
+    domains.collect()
 }
 
 /// Whether a live read, not a cache, shows that there is no such Instance; `None` when it could not be asked.

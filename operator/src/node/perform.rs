@@ -175,7 +175,7 @@ impl Performer<'_> {
                     self.context.storage.container_root(&self.id.uid).await?;
                 }
                 self.on_domain("start", *paused, Link::start).await?;
-                note_start(record, self.machine.map(|m| m.memory_mib), self.context.now());
+                note_start(record, self.machine, self.context.now());
                 record.timings.start_ms = millis(began);
                 return Ok(());
             }
@@ -446,7 +446,7 @@ pub fn image_key(image: &ResolvedImage) -> String {
     format!("{} {} {}", image.url, image.sha256, image.type_.as_str())
 }
 
-fn note_start(record: &mut Record, memory_mib: Option<i64>, now: Duration) {
+fn note_start(record: &mut Record, machine: Option<&Machine>, now: Duration) {
     let starts = &mut record.memory.starts;
     let soon = starts.last.is_some_and(|last| now.saturating_sub(last) < STABLE);
     starts.quick = if soon && !record.expected_off {
@@ -460,7 +460,8 @@ fn note_start(record: &mut Record, memory_mib: Option<i64>, now: Duration) {
     record.memory.refused.clear();
     record.memory.detaching.clear();
     // The guest's driver brings the balloon to its size while it boots.
-    record.memory.balloon = memory_mib.map(|mib| (mib, now));
+    let ballooned = machine.filter(|m| m.memory_mib < m.max_memory_mib);
+    record.memory.balloon = ballooned.map(|m| (m.memory_mib, now));
     record.started_at = Some(Timestamp::now());
     record.timings.agent_ms = None;
 }

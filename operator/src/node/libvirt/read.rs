@@ -1,5 +1,7 @@
 //! Questions that libvirt answers by itself: which domains there are, whose they are, what the machine has.
 
+use std::collections::HashSet;
+
 use virt::domain::{Domain, DomainPausedReason, DomainState as VirtState, DomainStateReason};
 use virt::enumutil::Enum;
 use virt::error::Error;
@@ -205,8 +207,8 @@ impl Link {
         self.done("get a sign of life from", uuid, answered)
     }
 
-    /// All domains.
-    pub fn list(&self) -> Answer<Vec<Listed>> {
+    /// All domains but those with the given UUIDs: of each it must be read whose it is.
+    pub fn list(&self, but: &HashSet<String>) -> Answer<Vec<Listed>> {
         let domains = self
             .connect
             .list_all_domains(0)
@@ -215,10 +217,14 @@ impl Link {
         for domain in domains {
             let Ok(name) = domain.name() else { continue };
             let failed = |e: Error| self.failed("read", &name, &e);
+            let uuid = domain.uuid_string().map_err(failed)?;
+            if but.contains(&uuid) {
+                continue;
+            }
             let Ok((state, _)) = domain.state() else { continue };
             let owner = self.metadata(&domain, &name, sys::VIR_DOMAIN_AFFECT_CURRENT)?;
             listed.push(Listed {
-                uuid: domain.uuid_string().map_err(failed)?,
+                uuid,
                 id: domain.id().and_then(|id| i32::try_from(id).ok()),
                 state: state_word(state),
                 owner,
