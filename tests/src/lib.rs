@@ -4,6 +4,7 @@
 //! - [`identity`]: clients that are a service account, so that RBAC and the admission policies apply, and a node agent
 //!   played by the test.
 //! - [`program`]: the programs under test, with their logs.
+//! - [`requests`]: what the API server counted.
 //! - [`system`]: everything, as `hack/up.sh` brings it up.
 //! - [`farm`]: hosts of their own, each with a libvirt that may be killed.
 //! - [`console`]: the commands that the documents show.
@@ -20,6 +21,7 @@ pub mod leftovers;
 pub mod level;
 pub mod ports;
 pub mod program;
+pub mod requests;
 pub mod schema;
 pub mod system;
 pub mod wait;
@@ -28,6 +30,7 @@ pub mod watchdog;
 pub use control_plane::ControlPlane;
 pub use farm::Farm;
 pub use kubectl::Kubectl;
+pub use requests::Requests;
 pub use wait::wait_for;
 
 use std::path::{Path, PathBuf};

@@ -19,11 +19,15 @@ use virt::domain::Domain;
 use virtshell_crds::{FINALIZER_DOMAIN, HostSpec, Instance, condition, node_manager};
 use virtshell_tests::identity::{SYSTEM, SimulatedNode};
 use virtshell_tests::program::Program;
-use virtshell_tests::{ControlPlane, percentile as at, ports};
+use virtshell_tests::{ControlPlane, Requests, percentile as at, ports};
 
 const NAMESPACE: &str = "virtshell";
 /// Requests in flight, of the one who creates and of the bare writes.
 const IN_FLIGHT: usize = 16;
+/// A definition as the agent makes it for the test driver, and what in it belongs to one domain.
+const PATTERN: &str = include_str!("../../../operator/src/node/domain_xml/golden/test.xml");
+const OWN_UUID: &str = "8f0c21d4-1111-2222-3333-444444444444";
+const OWN_NAME: &str = "web-8f0c21d4";
 /// Longer than anything here may take.
 const PATIENCE: Duration = Duration::from_mins(10);
 /// How long standing still is watched.
@@ -172,7 +176,12 @@ async fn converge(control_plane: &ControlPlane, instances: usize, domains: usize
     );
     delete_all(&api).await?;
 
+    let before = Requests::so_far(control_plane)?;
     let (took, mut each) = create_all(&api, "many", instances, IN_FLIGHT).await?;
+    println!(
+        "requests of the API server       {}",
+        Requests::so_far(control_plane)?.since(&before)
+    );
     each.sort();
     println!(
         "VirtShell, {instances} Instances        {:>8.2} s until the last is Ready; each P50 {:.1?} P99 {:.1?}",
@@ -205,9 +214,15 @@ async fn create_all(
                 .default_backoff()
                 .applied_objects()
         );
-        while let Ok(Some(instance)) = events.try_next().await {
-            if is_ready(&instance) && told.send((instance.name_any(), Instant::now())).is_err() {
-                return;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(instance) if is_ready(&instance) => {
+                    if told.send((instance.name_any(), Instant::now())).is_err() {
+                        return;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => eprintln!("the watch failed, and goes on: {error}"),
             }
         }
     });
@@ -389,16 +404,10 @@ fn bare_process(count: usize) -> Result<()> {
     let libvirt = Connect::open(Some("test:///default"))?;
     let mut domains: Vec<Domain> = Vec::new();
     for n in 0..count {
-        let file = format!("/var/lib/virtshell/vm/00000000-0000-4000-8000-{n:012x}");
-        let xml = format!(
-            "<domain type='test'><name>bare-{n}</name><uuid>00000000-0000-4000-8000-{n:012x}</uuid>
-            <metadata><v:instance xmlns:v='https://virtshell.io/domain/v1' uid='{n}' namespace='virtshell' name='bare-{n}'/></metadata>
-            <memory unit='MiB'>32</memory><vcpu current='1'>2</vcpu><os><type>hvm</type></os><features><acpi/><apic/></features>
-            <devices><disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{file}/root.qcow2'/>
-            <target dev='vda' bus='virtio'/></disk><disk type='file' device='disk'><driver name='qemu' type='raw'/>
-            <source file='{file}/seed.iso'/><target dev='vdb' bus='virtio'/><readonly/></disk>
-            <controller type='usb' model='none'/><serial type='pty'/><memballoon model='virtio'/></devices></domain>"
-        );
+        let uuid = format!("00000000-0000-4000-8000-{n:012x}");
+        let xml = PATTERN
+            .replace(OWN_UUID, &uuid)
+            .replace(OWN_NAME, &format!("bare-{n}"));
         let domain = libvirt.define_domain_xml(&xml)?;
         domain.create()?;
         domains.push(domain);
