@@ -20,6 +20,7 @@ use super::goal::{Offer, macs};
 use super::guest::Guests;
 use super::metrics::Metrics;
 use super::observed::{Memory, Moment};
+use super::own::Echoes;
 use super::provision::Jobs;
 use super::queue::Requests;
 use super::storage::{BootFiles, CachedImage, Storage};
@@ -53,6 +54,8 @@ pub struct Context {
     pub jobs: Jobs,
     /// Whose disks are being copied.
     pub clones: Arc<Clones>,
+    /// What libvirt will tell of the agent's own doing.
+    pub echoes: Echoes,
     /// Asks for looks.
     pub requests: Requests,
     /// Writes Events.
@@ -136,6 +139,7 @@ impl Context {
         locked(&self.records).remove(uid);
         self.guests.stop(uid);
         self.jobs.forget(uid);
+        self.echoes.forget(uid);
         if let Some(key) = &self.ssh_key {
             key.forget(uid);
         }

@@ -31,6 +31,7 @@ pub mod libvirt;
 pub mod metadata;
 pub mod metrics;
 pub mod observed;
+pub mod own;
 pub mod perform;
 pub mod plan;
 pub mod provision;
@@ -67,6 +68,7 @@ use context::{Context, Instances};
 use goal::Offer;
 use guest::Guests;
 use metrics::Metrics;
+use own::Echoes;
 use storage::{CacheLimits, Options, Storage, kvm_probe};
 
 /// How long a start waits for the first libvirt connection before it serves without one.
@@ -177,6 +179,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         guests: Arc::new(Guests::default()),
         jobs: provision::Jobs::default(),
         clones: Arc::default(),
+        echoes: Echoes::default(),
         requests,
         metrics: metrics.clone(),
         started: Instant::now(),
@@ -339,6 +342,7 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
                 if context.instances.get(&uuid).is_some() {
                     match event {
                         DomainEvent::Agent { .. } => context.guests.poke(&uuid),
+                        DomainEvent::Lifecycle(what) if context.echoes.take(&uuid, what, context.now()) => {}
                         DomainEvent::Lifecycle(_)
                         | DomainEvent::Rebooted
                         | DomainEvent::DeviceAdded { .. }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::jiff::Timestamp;
 use kube::Api;
+use libvirt_ffi::Lifecycle;
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
 use super::clone;
@@ -158,12 +159,12 @@ impl Performer<'_> {
                 if let Some(machine) = self.machine {
                     let (machine, metadata) = (machine.clone(), metadata.clone());
                     let paths = self.paths(&machine, record).await?;
-                    self.call("define", CHANGE_DEADLINE, move |link, uuid| {
+                    let defining = self.call("define", CHANGE_DEADLINE, move |link, uuid| {
                         let present = link.configuration(uuid)?;
                         let xml = domain_xml(&machine, &paths, &metadata, present.as_ref());
                         link.define(&machine.id.domain_name, &xml)
-                    })
-                    .await?;
+                    });
+                    self.echoed(&[Lifecycle::Defined], defining).await?;
                 }
             }
             Action::SetAutostart(on) => {
@@ -174,7 +175,12 @@ impl Performer<'_> {
                 if self.machine.is_some_and(|m| m.driver == Driver::Lxc) {
                     self.context.storage.container_root(&self.id.uid).await?;
                 }
-                self.on_domain("start", *paused, Link::start).await?;
+                let told: &[_] = match paused {
+                    true => &[Lifecycle::Started],
+                    false => &[Lifecycle::Started, Lifecycle::Resumed],
+                };
+                self.echoed(told, self.on_domain("start", *paused, Link::start))
+                    .await?;
                 note_start(record, self.machine, self.context.now());
                 record.timings.start_ms = millis(began);
                 return Ok(());
@@ -229,6 +235,21 @@ impl Performer<'_> {
         self.connection
             .call(lane, &self.id.uid, what, deadline, move |link| call(link, &uuid))
             .await
+    }
+
+    /// A call of which libvirt will tell.
+    async fn echoed(
+        &self,
+        events: &[Lifecycle],
+        call: impl Future<Output = Result<(), HypervisorError>>,
+    ) -> Result<(), HypervisorError> {
+        let echoes = &self.context.echoes;
+        echoes.expect(&self.uuid, events, self.context.now());
+        let answer = call.await;
+        if answer.is_err() {
+            echoes.forget(&self.uuid);
+        }
+        answer
     }
 
     async fn on_domain<T: Send + 'static>(
