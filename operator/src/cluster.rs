@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
+use axum::http::Request;
+use kube::client::{Body, ClientBuilder};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tower::filter::FilterLayer;
 
 /// A client for `kubeconfig`; without one, for the environment's or the pod's.
 ///
@@ -21,6 +24,26 @@ pub async fn connect(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
 /// When it is not usable.
 pub fn client(config: Config) -> anyhow::Result<Client> {
     Client::try_from(config).context("cannot make a client of the kubeconfig")
+}
+
+/// A request that was not sent: whoever asked for it may not act any more.
+#[derive(Debug, thiserror::Error)]
+#[error("not sent: this process does not lead any more")]
+pub struct NotSent;
+
+/// A client that sends a request only while `allowed`; else the error is [`NotSent`].
+///
+/// # Errors
+/// When the configuration is not usable.
+pub fn client_while(
+    config: Config,
+    allowed: impl Fn() -> bool + Clone + Send + 'static,
+) -> anyhow::Result<Client> {
+    let gate = FilterLayer::new(move |request: Request<Body>| {
+        if allowed() { Ok(request) } else { Err(NotSent) }
+    });
+    let client = ClientBuilder::try_from(config).context("cannot make a client of the kubeconfig")?;
+    Ok(client.with_layer(&gate).build())
 }
 
 /// The configuration in `kubeconfig`; without one, the environment's or the pod's.

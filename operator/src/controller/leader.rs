@@ -8,8 +8,11 @@
 //!
 //! Only durations of this process's own clock count; the times in the Lease are for people. A leader gives up
 //! [`RENEW_DEADLINE`] after the last renewal it knows to have succeeded, which is before anybody else may take over, so
-//! there is never a second one. [`next_step`] decides; [`Elector`] does the I/O.
+//! there is never a second one. A process that was stopped meanwhile cannot give up in time; for that, whatever a leader
+//! sends asks its [`Term`] first, and every write names the resource version that it rests on.
+//! [`next_step`] decides; [`Elector`] does the I/O.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -61,14 +64,42 @@ pub fn next_step(lease: Option<&LeaseSpec>, me: &str, unchanged: Duration) -> St
     }
 }
 
+/// The time for which one candidate may act as leader; cloning shares it. It is over [`RENEW_DEADLINE`] after the last
+/// renewal, without anybody having to say so.
+#[derive(Clone, Debug)]
+pub struct Term {
+    /// When the last call that made or kept us leader began: the API server may have stored it any time after that.
+    renewed: Arc<Mutex<Instant>>,
+}
+
+impl Term {
+    fn new(began: Instant) -> Self {
+        Self {
+            renewed: Arc::new(Mutex::new(began)),
+        }
+    }
+
+    /// Whether it goes on.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        Instant::now() < self.ends()
+    }
+
+    fn ends(&self) -> Instant {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) + RENEW_DEADLINE
+    }
+
+    fn renew(&self, began: Instant) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    }
+}
+
 /// One candidate.
 pub struct Elector {
     api: Api<Lease>,
     me: String,
     /// The record as last seen, and since when it has looked like that.
     seen: Option<(LeaseSpec, Instant)>,
-    /// When the last call that made or kept us leader began: the API server may have stored it any time after that.
-    renewed: Instant,
 }
 
 impl Elector {
@@ -79,20 +110,20 @@ impl Elector {
             api: Api::namespaced(client, namespace),
             me,
             seen: None,
-            renewed: Instant::now(),
         }
     }
 
     /// Waits until this candidate leads. `readiness` is whether the Lease can be read at all: a healthy follower is ready.
-    pub async fn acquire(&mut self, readiness: &Readiness) {
+    pub async fn acquire(&mut self, readiness: &Readiness) -> Term {
         let mut failing_since = None;
         loop {
-            match tokio::time::timeout(RENEW_DEADLINE, self.attempt()).await {
+            let began = Instant::now();
+            match tokio::time::timeout(RENEW_DEADLINE, self.try_to_lead()).await {
                 Ok(Ok(leads)) => {
                     failing_since = None;
                     readiness.set(true);
                     if leads {
-                        return;
+                        return Term::new(began);
                     }
                 }
                 Ok(Err(error)) => {
@@ -109,16 +140,18 @@ impl Elector {
             if failing_since.is_some_and(|since| since.elapsed() >= RENEW_DEADLINE) {
                 readiness.set(false);
             }
-            tokio::time::sleep(RETRY_PERIOD).await;
+            tokio::time::sleep(self.until_next_try()).await;
         }
     }
 
     /// Renews for as long as that works; returns when this candidate does not lead any more.
-    pub async fn hold(&mut self) {
+    pub async fn hold(&mut self, term: &Term) {
         loop {
             tokio::time::sleep(RETRY_PERIOD).await;
-            match tokio::time::timeout_at(self.renewed + RENEW_DEADLINE, self.attempt()).await {
-                Ok(Ok(true)) | Err(_) => {}
+            let began = Instant::now();
+            match tokio::time::timeout_at(term.ends(), self.try_to_lead()).await {
+                Ok(Ok(true)) => term.renew(began),
+                Err(_) => {}
                 Ok(Ok(false)) => {
                     tracing::warn!("another controller has taken over");
                     return;
@@ -127,7 +160,7 @@ impl Elector {
                     tracing::warn!(error = words(&error), lease = LEASE, "cannot renew leadership");
                 }
             }
-            if self.renewed.elapsed() >= RENEW_DEADLINE {
+            if !term.lasts() {
                 tracing::warn!("leadership could not be renewed in time");
                 return;
             }
@@ -145,16 +178,16 @@ impl Elector {
         }
     }
 
-    /// One try to become or stay leader; whether it succeeded.
-    async fn attempt(&mut self) -> kube::Result<bool> {
-        let began = Instant::now();
-        let leads = self.try_to_lead().await?;
-        if leads {
-            self.renewed = began;
-        }
-        Ok(leads)
+    /// A follower tries again as soon as the Lease it has seen may have run out.
+    fn until_next_try(&self) -> Duration {
+        let runs_out = self.seen.as_ref().and_then(|(spec, since)| {
+            let seconds = spec.lease_duration_seconds.unwrap_or_default().max(0);
+            (*since + Duration::from_secs(seconds as u64)).checked_duration_since(Instant::now())
+        });
+        runs_out.map_or(RETRY_PERIOD, |left| left.min(RETRY_PERIOD))
     }
 
+    /// One try to become or stay leader; whether it succeeded.
     async fn try_to_lead(&mut self) -> kube::Result<bool> {
         let lease = self.api.get_opt(LEASE).await?;
         let spec = lease.as_ref().and_then(|l| l.spec.clone());
@@ -251,6 +284,21 @@ fn is_conflict(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_term_is_over_before_a_successor_may_begin() {
+        let term = Term::new(Instant::now());
+        let held = term.clone();
+        tokio::time::sleep(RENEW_DEADLINE - Duration::from_millis(1)).await;
+        assert!(term.lasts());
+        held.renew(Instant::now());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(term.lasts(), "renewed");
+        // Nobody tells it that time has passed.
+        tokio::time::sleep(RENEW_DEADLINE).await;
+        assert!(!term.lasts());
+        const { assert!(RENEW_DEADLINE.as_secs() < LEASE_DURATION.as_secs()) };
+    }
 
     #[test]
     fn a_lease_is_taken_only_when_nobody_uses_it() {

@@ -99,7 +99,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When the kubeconfig cannot be used, or the address cannot be listened on.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let client = cluster::connect(args.kubeconfig.as_deref()).await?;
+    let config = cluster::config(args.kubeconfig.as_deref()).await?;
     let me = identity();
     let readiness = Readiness::default();
     let mut registry = Registry::default();
@@ -109,7 +109,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         namespace: args.namespace,
         task_retention: args.task_retention,
     };
-    let lead = follow_and_lead(client, settings, me, readiness, metrics);
+    let lead = follow_and_lead(config, settings, me, readiness, metrics);
     tokio::select! {
         ended = probes => ended.with_context(|| format!("cannot serve health and metrics at {}", args.listen)),
         ended = lead => ended,
@@ -134,26 +134,29 @@ fn identity() -> String {
 }
 
 async fn follow_and_lead(
-    client: Client,
+    config: kube::Config,
     settings: Settings,
     me: String,
     readiness: Readiness,
     metrics: Metrics,
 ) -> anyhow::Result<()> {
     let mut asked_to_end = Box::pin(telemetry::shutdown_signal());
-    let mut elector = leader::Elector::new(client.clone(), &settings.namespace, me.clone());
+    let client = cluster::client(config.clone())?;
+    let mut elector = leader::Elector::new(client, &settings.namespace, me.clone());
     loop {
         tracing::info!(identity = me, "waiting to lead");
-        tokio::select! {
+        let term = tokio::select! {
             ended = &mut asked_to_end => return ended.context("cannot listen for signals"),
-            () = elector.acquire(&readiness) => {}
-        }
+            term = elector.acquire(&readiness) => term,
+        };
         tracing::info!(identity = me, "leading");
         metrics.leader.set(1);
-        let mut team = start(client.clone(), settings.clone(), me.clone(), metrics.clone());
+        let ours = term.clone();
+        let client = cluster::client_while(config.clone(), move || ours.lasts())?;
+        let mut team = start(client, settings.clone(), me.clone(), metrics.clone());
         let ended = tokio::select! {
             ended = &mut asked_to_end => Some(ended),
-            () = elector.hold() => None,
+            () = elector.hold(&term) => None,
         };
         // Nothing of ours writes any more when the Lease is let go.
         team.shutdown().await;
