@@ -39,9 +39,11 @@ pub fn client_while(
     config: Config,
     allowed: impl Fn() -> bool + Clone + Send + 'static,
 ) -> anyhow::Result<Client> {
-    let gate = FilterLayer::new(move |request: Request<Body>| {
-        if allowed() { Ok(request) } else { Err(NotSent) }
-    });
+    let gate = FilterLayer::new(
+        move |request: Request<Body>| {
+            if allowed() { Ok(request) } else { Err(NotSent) }
+        },
+    );
     let client = ClientBuilder::try_from(config).context("cannot make a client of the kubeconfig")?;
     Ok(client.with_layer(&gate).build())
 }

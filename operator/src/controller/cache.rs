@@ -1,8 +1,9 @@
-//! What the API server last showed of one kind, with an index by wire name.
+//! What the API server last showed of one kind, with an index by full name.
 //!
 //! A cache is filled by a watch and by the answers to our own writes, whichever is newer, so that a reconcile sees what
 //! the last one wrote. An object that does not decode keeps its last good form and stops nobody else.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::pin::pin;
@@ -62,6 +63,11 @@ pub trait Cached:
             .unwrap_or_default()
     }
 
+    /// The name that is unique in its namespace: the wire name, with the folder of what lies in one.
+    fn full_name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(self.wire_name())
+    }
+
     /// Drops what no reader of the cache needs.
     fn strip(&mut self) {}
 }
@@ -98,7 +104,7 @@ pub struct Cache<K: Cached> {
 
 struct Inner<K> {
     objects: HashMap<ObjectKey, Arc<K>>,
-    /// (namespace, wire name) to metadata names.
+    /// (namespace, full name) to metadata names.
     by_wire: HashMap<ObjectKey, BTreeSet<String>>,
     /// What the list in progress has shown so far.
     listed: Option<BTreeSet<ObjectKey>>,
@@ -145,11 +151,11 @@ impl<K: Cached> Cache<K> {
             .cloned()
     }
 
-    /// Every object of this wire name in the namespace.
-    pub fn namesakes(&self, namespace: &str, wire_name: &str) -> Vec<Arc<K>> {
+    /// Every object of this full name in the namespace.
+    pub fn namesakes(&self, namespace: &str, full_name: &str) -> Vec<Arc<K>> {
         let key = ObjectKey {
             namespace: namespace.to_owned(),
-            name: wire_name.to_owned(),
+            name: full_name.to_owned(),
         };
         self.read().namesakes(&key).cloned().collect()
     }
@@ -289,7 +295,7 @@ impl<K: Cached> Inner<K> {
         }
         let wire = ObjectKey {
             namespace: key.namespace.clone(),
-            name: new.wire_name().to_owned(),
+            name: new.full_name().into_owned(),
         };
         self.by_wire.entry(wire).or_default().insert(key.name.clone());
         self.objects.insert(key, new.clone());
@@ -313,7 +319,7 @@ impl<K: Cached> Inner<K> {
         let ObjectKey { namespace, name } = ObjectKey::of(object);
         let wire = ObjectKey {
             namespace,
-            name: object.wire_name().to_owned(),
+            name: object.full_name().into_owned(),
         };
         if let Some(names) = self.by_wire.get_mut(&wire) {
             names.remove(&name);

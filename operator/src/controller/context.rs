@@ -3,29 +3,35 @@
 //! Nothing here decides. A change of one object puts every object in line whose answer it could alter; the reconcile
 //! then looks at everything anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
-use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, STORAGE_HEALTHY, Status};
+use virtshell_crds::condition::{self, ACCEPTED, READY, STORAGE_HEALTHY, Status};
+use virtshell_crds::file::FileContent;
 use virtshell_crds::{
-    Environment, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User, resolve,
+    Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User,
+    resolve,
 };
 
 use super::accept::{References, environment_name, frozen};
 use super::cache::{Cache, Cached, Change, ObjectKey};
 use super::depends;
+use super::desk::{self, Desk};
 use super::events::Events;
+use super::index::Index;
 use super::launch::group::parent_of;
-use super::ledger::{self, Ledger};
+use super::ledger;
 use super::metrics::Metrics;
 use super::pulse::Pulse;
 use super::queue::Queue;
-use super::task;
+use super::{task, wire_name};
 
 /// Sums over many Instances (a host's `allocated`, an environment's count) are written at most this often.
 pub const SUM_PERIOD: Duration = Duration::from_secs(5);
@@ -51,6 +57,8 @@ pub enum Key {
     Group(ObjectKey),
     /// A Task.
     Task(ObjectKey),
+    /// A File.
+    File(ObjectKey),
 }
 
 impl Key {
@@ -67,6 +75,7 @@ impl Key {
             Self::User(_) => "User",
             Self::Group(_) => "Group",
             Self::Task(_) => "Task",
+            Self::File(_) => "File",
         }
     }
 
@@ -82,87 +91,9 @@ impl Key {
             | Self::Provisioner(key)
             | Self::User(key)
             | Self::Group(key)
-            | Self::Task(key) => key,
+            | Self::Task(key)
+            | Self::File(key) => key,
         }
-    }
-}
-
-/// Bookkeeping that follows the Instance cache change by change.
-#[derive(Default)]
-pub struct Desk {
-    /// Who takes what where.
-    pub ledger: Ledger,
-    /// Instances without `Accepted=True` at their generation.
-    unaccepted: HashSet<ObjectKey>,
-    /// Instances without `Scheduled=True`.
-    unscheduled: HashSet<ObjectKey>,
-    /// Instances that look at what they depend on.
-    dependent: HashSet<ObjectKey>,
-    /// Children of launch parents, by the parent's uid.
-    children: HashMap<String, BTreeSet<ObjectKey>>,
-    /// Those among them that are clones.
-    clones: HashSet<ObjectKey>,
-    /// Set when a host got more room; taken by who tells the unscheduled.
-    room: bool,
-}
-
-impl Desk {
-    fn observe(&mut self, change: &Change<Instance>) {
-        self.room |= self.ledger.observe(change);
-        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
-            return;
-        };
-        let key = ObjectKey::of(&**any);
-        let parent = |i: &Option<Arc<Instance>>| Some(parent_of(i.as_deref()?)?.uid.clone());
-        if let Some(parent) = parent(&change.old)
-            && let Some(children) = self.children.get_mut(&parent)
-        {
-            children.remove(&key);
-            if children.is_empty() {
-                self.children.remove(&parent);
-            }
-        }
-        if let Some(parent) = parent(&change.new) {
-            self.children.entry(parent).or_default().insert(key.clone());
-        }
-        let live = change
-            .new
-            .as_ref()
-            .filter(|i| i.metadata.deletion_timestamp.is_none());
-        let lacks = |type_: &str, current: bool| {
-            live.is_some_and(|instance| {
-                let conditions = instance
-                    .status
-                    .as_ref()
-                    .map(|s| s.conditions.as_slice())
-                    .unwrap_or_default();
-                !condition::find(conditions, type_).is_some_and(|c| {
-                    c.status == condition::Status::True.as_str()
-                        && (!current || c.observed_generation == instance.metadata.generation)
-                })
-            })
-        };
-        keep(&mut self.unaccepted, &key, lacks(ACCEPTED, true));
-        let unscheduled = lacks(SCHEDULED, false);
-        let clones = unscheduled && any.spec.clone_from.is_some();
-        keep(&mut self.unscheduled, &key, unscheduled);
-        keep(&mut self.clones, &key, clones);
-        let dependent = live.is_some_and(|i| depends::is_dependent(i));
-        keep(&mut self.dependent, &key, dependent);
-    }
-
-    /// The children of a launch parent (uid).
-    #[must_use]
-    pub fn children_of(&self, parent: &str) -> Vec<ObjectKey> {
-        self.children.get(parent).into_iter().flatten().cloned().collect()
-    }
-}
-
-fn keep(set: &mut HashSet<ObjectKey>, key: &ObjectKey, member: bool) {
-    if member {
-        set.insert(key.clone());
-    } else {
-        set.remove(key);
     }
 }
 
@@ -198,6 +129,8 @@ pub struct Context {
     pub groups: Cache<Group>,
     /// Kubernetes nodes, with their addresses alone.
     pub nodes: Cache<Node>,
+    /// Files, without content.
+    pub files: Cache<File>,
     /// Tasks.
     pub tasks: Cache<Task>,
     /// The parts of Tasks that hosts do, without output.
@@ -248,6 +181,7 @@ impl Context {
             users: Cache::default(),
             groups: Cache::default(),
             nodes: Cache::default(),
+            files: Cache::default(),
             tasks: Cache::tracked(move |change| lock(&index).observe(change)),
             assignments: Cache::tracked(move |change| lock(&assigned).observe(change)),
             task_retention,
@@ -295,6 +229,13 @@ impl Context {
     pub fn stored_instance(&self, instance: Instance) {
         if let Some(change) = self.instances.store(instance) {
             self.instance_changed(&change);
+        }
+    }
+
+    /// Takes in the answer to a write of ours.
+    pub fn stored_host(&self, host: Host) {
+        if let Some(change) = self.hosts.store(host) {
+            self.host_changed(&change);
         }
     }
 
@@ -379,12 +320,36 @@ impl Context {
 
     /// The Environment an Instance is in, by its frozen values or its spec.
     pub fn environment_of(&self, instance: &Instance) -> Option<Arc<Environment>> {
-        let name = frozen(instance)
-            .map(|r| r.environment.as_str())
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| environment_name(&instance.spec));
-        self.environments
-            .find(instance.metadata.namespace.as_deref().unwrap_or_default(), name)
+        let ObjectKey { namespace, name } = desk::environment(instance);
+        self.environments.find(&namespace, &name)
+    }
+
+    /// The Instances that use what `index` has, under any of the names it goes by. The desk must not be held.
+    pub fn naming<K: Cached>(
+        &self,
+        cache: &Cache<K>,
+        object: &K,
+        index: impl Fn(&Desk) -> &Index<ObjectKey>,
+    ) -> Vec<ObjectKey> {
+        let namespace = object.meta().namespace.clone().unwrap_or_default();
+        let uid = object.uid();
+        // A name may mean another object, which has it as its wire name.
+        let names: BTreeSet<String> = [object.wire_name().to_owned(), object.name_any()]
+            .into_iter()
+            .filter(|name| {
+                cache
+                    .find(&namespace, name)
+                    .is_some_and(|found| found.uid() == uid)
+            })
+            .collect();
+        let desk = self.desk();
+        let names = names.into_iter().map(|name| ObjectKey {
+            namespace: namespace.clone(),
+            name,
+        });
+        names
+            .flat_map(|name| index(&desk).of(&name).cloned().collect::<Vec<_>>())
+            .collect()
     }
 
     /// `None` = write the sum now (and it counts as written); else how long to wait.
@@ -445,10 +410,10 @@ impl Context {
             self.wake(&self.desk().clones);
         }
         self.wake_tasks_on(&key);
-        if any.spec.provisioner.is_some()
+        if let Some(provisioner) = &any.spec.provisioner
             && change.old.as_deref().map(depends::view) != change.new.as_deref().map(depends::view)
         {
-            self.wake(&self.desk().dependent);
+            self.wake_dependents_on(&key.namespace, provisioner);
         }
         if let Some(owner) = parent_of(any) {
             let parent = ObjectKey {
@@ -466,10 +431,26 @@ impl Context {
         self.tell_of_room();
     }
 
+    /// Those that depend on an Instance by this provisioner look again.
+    fn wake_dependents_on(&self, namespace: &str, provisioner: &str) {
+        let found = self.provisioners.find(namespace, provisioner);
+        let names = found
+            .iter()
+            .flat_map(|p| [p.wire_name().to_owned(), p.name_any()]);
+        let names: BTreeSet<String> = names.chain([provisioner.to_owned()]).collect();
+        let desk = self.desk();
+        for name in names {
+            let namespace = namespace.to_owned();
+            for key in desk.depending_on.of(&ObjectKey { namespace, name }) {
+                self.queue.add(Key::Instance(key.clone()));
+            }
+        }
+    }
+
     /// If a host got more room, those who wait for a host look again.
     pub fn tell_of_room(&self) {
         let mut desk = self.desk();
-        if std::mem::take(&mut desk.room) {
+        if desk.take_room() {
             self.wake(&desk.unscheduled);
         }
     }
@@ -487,12 +468,12 @@ impl Context {
         if let Some(new) = sides[1] {
             self.queue.add(key(ObjectKey::of(new)));
         }
-        if sides[0].map(Cached::wire_name) == sides[1].map(Cached::wire_name) {
+        if sides[0].map(Cached::full_name) == sides[1].map(Cached::full_name) {
             return;
         }
         for object in sides.into_iter().flatten() {
             let namespace = object.meta().namespace.as_deref().unwrap_or_default();
-            for other in cache.namesakes(namespace, object.wire_name()) {
+            for other in cache.namesakes(namespace, &object.full_name()) {
                 self.queue.add(key(ObjectKey::of(&*other)));
             }
         }
@@ -508,6 +489,19 @@ impl Context {
     pub fn provisioner_changed(&self, change: &Change<Provisioner>) {
         self.named_changed(&self.provisioners, change, Key::Provisioner);
         self.reference_changed(change);
+        // Others may be what Instances depend on now.
+        if change.alters_spec() {
+            for provisioner in [&change.old, &change.new].into_iter().flatten() {
+                let namespace = provisioner.namespace().unwrap_or_default();
+                self.wake_dependents_on(&namespace, provisioner.wire_name());
+                self.wake_dependents_on(&namespace, &provisioner.name_any());
+            }
+        }
+    }
+
+    /// A File changed.
+    pub fn file_changed(&self, change: &Change<File>) {
+        self.named_changed(&self.files, change, Key::File);
     }
 
     /// A Group changed.
@@ -531,7 +525,6 @@ impl Context {
     fn reference_changed<K: Cached>(&self, change: &Change<K>) {
         if change.alters_spec() {
             self.wake(&self.desk().unaccepted);
-            self.wake(&self.desk().dependent);
         }
     }
 
@@ -551,6 +544,7 @@ impl Context {
             self.wake_instances_of(&key.name);
         }
         self.queue.add(Key::Host(key));
+        self.named_changed(&self.hosts, change, Key::Host);
         if change.old.as_deref().map(placement_view) != change.new.as_deref().map(placement_view) {
             self.wake(&self.desk().unscheduled);
         }
@@ -575,6 +569,7 @@ impl Context {
         let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref());
         if self.pulse().beat(host, renewed, Instant::now()) {
             self.queue.add(Key::Host(cluster_key(host)));
+            self.wake(&self.desk().unscheduled);
         }
     }
 
@@ -583,6 +578,10 @@ impl Context {
         self.named_changed(&self.sections, change, Key::Section);
         if change.alters_spec() {
             self.all_groupings();
+            // It may be the one that they name.
+            for host in self.hosts.keys() {
+                self.queue.add(Key::Host(host));
+            }
             self.wake(&self.desk().unaccepted);
             self.wake(&self.desk().unscheduled);
         }
@@ -650,14 +649,16 @@ impl Context {
         }
     }
 
+    /// The Instances that name a host (metadata.name) in their spec.
+    pub fn instances_on(&self, host: &str) -> Vec<ObjectKey> {
+        self.desk().on_host.of(&host.to_owned()).cloned().collect()
+    }
+
     /// Puts every Instance of a host, and the unfinished work on it, in line.
     pub fn wake_instances_of(&self, host: &str) {
-        for instance in self.instances.all() {
-            if instance.spec.host.as_deref() == Some(host) {
-                let key = ObjectKey::of(&*instance);
-                self.wake_tasks_on(&key);
-                self.queue.add(Key::Instance(key));
-            }
+        for key in self.instances_on(host) {
+            self.wake_tasks_on(&key);
+            self.queue.add(Key::Instance(key));
         }
     }
 
@@ -700,18 +701,27 @@ fn placement_view(host: &Host) -> impl PartialEq + '_ {
         host.meta().deletion_timestamp.is_some(),
         status.map(|s| (&s.capacity, &s.drivers)),
         status.is_some_and(|s| condition::is_true(&s.conditions, READY)),
+        has_its_name(host),
         has_room(host),
     )
+}
+
+/// Whether a host's name is its own. One that has not been looked at has it.
+#[must_use]
+pub fn has_its_name(host: &Host) -> bool {
+    let said = find_condition(host, ACCEPTED);
+    said.is_none_or(|said| said.reason != wire_name::NAME_CONFLICT)
 }
 
 /// Whether a host's disks are not nearly full. One that has not said so is not.
 #[must_use]
 pub fn has_room(host: &Host) -> bool {
-    let said = host
-        .status
-        .as_ref()
-        .and_then(|s| condition::find(&s.conditions, STORAGE_HEALTHY));
+    let said = find_condition(host, STORAGE_HEALTHY);
     said.is_none_or(|said| said.status != Status::False.as_str())
+}
+
+fn find_condition<'a>(host: &'a Host, type_: &str) -> Option<&'a Condition> {
+    condition::find(&host.status.as_ref()?.conditions, type_)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -730,6 +740,23 @@ impl Cached for Instance {
             seed.user_data = None;
             seed.network_data = None;
         }
+    }
+}
+
+impl Cached for File {
+    fn display_name(&self) -> Option<&str> {
+        self.spec.display_name.as_deref()
+    }
+
+    fn full_name(&self) -> Cow<'_, str> {
+        match self.spec.folder.as_str() {
+            "" => Cow::Borrowed(self.wire_name()),
+            folder => Cow::Owned(format!("{folder}/{}", self.wire_name())),
+        }
+    }
+
+    fn strip(&mut self) {
+        self.spec.content = FileContent::default();
     }
 }
 

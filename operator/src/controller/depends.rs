@@ -17,9 +17,10 @@ use virtshell_crds::{
     PowerState, Provisioner, launch, names,
 };
 
-use super::accept::{Acceptance, environment_name, frozen};
+use super::accept::{Acceptance, frozen};
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
+use super::desk;
 use super::events::Level;
 use super::instance::Placement;
 use super::write::Error;
@@ -211,22 +212,18 @@ fn made_by(
     dependency: &Dependency,
 ) -> Vec<Arc<Instance>> {
     let namespace = instance.metadata.namespace.as_deref().unwrap_or_default();
-    let uid = |name: &str| ctx.provisioners.find(namespace, name).and_then(|p| p.uid());
-    let wanted = uid(&dependency.provisioner);
-    let mut made: Vec<_> = ctx
-        .instances
-        .all()
-        .into_iter()
-        .filter(|other| {
-            let theirs =
-                frozen(other).map_or_else(|| environment_name(&other.spec), |r| r.environment.as_str());
-            other.metadata.namespace == instance.metadata.namespace
-                && other.metadata.uid != instance.metadata.uid
-                && theirs == environment
-                && other.spec.provisioner.as_deref().is_some_and(|name| {
-                    name == dependency.provisioner || (wanted.is_some() && uid(name) == wanted)
-                })
-        })
+    let keys = if let Some(found) = ctx.provisioners.find(namespace, &dependency.provisioner) {
+        ctx.naming(&ctx.provisioners, &*found, |desk| &desk.made_by)
+    } else {
+        // It is gone; what it made may be there.
+        let named = desk::beside(instance, &dependency.provisioner);
+        ctx.desk().made_by.of(&named).cloned().collect()
+    };
+    let here = desk::beside(instance, environment);
+    let mut made: Vec<_> = keys
+        .iter()
+        .filter_map(|key| ctx.instances.get(key))
+        .filter(|other| other.metadata.uid != instance.metadata.uid && desk::environment(other) == here)
         .collect();
     made.sort_by_key(|i| (i.metadata.creation_timestamp.clone(), i.name_any()));
     made

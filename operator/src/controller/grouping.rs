@@ -1,5 +1,9 @@
 //! Which hosts a Section and an Environment have.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
 use kube::ResourceExt;
 use kube::api::Api;
 use serde_json::{Value, json};
@@ -10,30 +14,63 @@ use super::context::Context;
 use super::placement::Reach;
 use super::write::{self, Error};
 use super::{guard, wire_name};
-use crate::status::{apply, differs};
+use crate::status::differs;
 
 const OWNED: [&str; 4] = ["observedGeneration", "hosts", "instances", "conditions"];
 
-/// Whether an Environment may use a host: the host names its section, or it names the host.
-#[must_use]
-pub fn reach(ctx: &Context, environment: &Environment, host: &Host) -> Reach {
-    let named = environment
-        .spec
-        .hosts
-        .iter()
-        .any(|name| name == host.wire_name() || Some(name.as_str()) == host.metadata.name.as_deref());
-    let section = |name: Option<&str>| {
-        name.and_then(|name| ctx.sections.find("", name))
-            .and_then(|s| s.uid())
-    };
-    let shared = match section(environment.spec.section.as_deref()) {
-        Some(theirs) => section(host.spec.section.as_deref()) == Some(theirs),
-        None => false,
-    };
-    if named || shared {
-        Reach::Inside
-    } else {
-        Reach::Outside
+/// Which hosts an Environment may use: those of its section, and those that it names.
+pub struct Territory<'a> {
+    ctx: &'a Context,
+    named: HashSet<&'a str>,
+    section: Option<String>,
+    /// Whether a section's name means that section: hosts share a few.
+    means: HashMap<String, bool>,
+}
+
+impl<'a> Territory<'a> {
+    /// That of an Environment; without one, no host.
+    #[must_use]
+    pub fn of(ctx: &'a Context, environment: Option<&'a Environment>) -> Self {
+        let spec = environment.map(|e| &e.spec);
+        let section = spec.and_then(|s| s.section.as_deref());
+        Self {
+            ctx,
+            named: spec
+                .into_iter()
+                .flat_map(|s| &s.hosts)
+                .map(String::as_str)
+                .collect(),
+            section: section.and_then(|name| ctx.sections.find("", name)?.uid()),
+            means: HashMap::new(),
+        }
+    }
+
+    /// Whether it has this host.
+    pub fn reach(&mut self, host: &Host) -> Reach {
+        let own = host.metadata.name.as_deref();
+        let named = self.named.contains(host.wire_name()) || own.is_some_and(|own| self.named.contains(own));
+        if named
+            || host
+                .spec
+                .section
+                .as_deref()
+                .is_some_and(|name| self.is_ours(name))
+        {
+            Reach::Inside
+        } else {
+            Reach::Outside
+        }
+    }
+
+    fn is_ours(&mut self, section: &str) -> bool {
+        let Some(ours) = &self.section else { return false };
+        if let Some(known) = self.means.get(section) {
+            return *known;
+        }
+        let found = self.ctx.sections.find("", section);
+        let means = found.is_some_and(|s| s.metadata.uid.as_ref() == Some(ours));
+        self.means.insert(section.to_owned(), means);
+        means
     }
 }
 
@@ -43,33 +80,26 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
         return Ok(());
     };
     let uid = section.uid();
-    let mut hosts: Vec<String> = ctx
-        .hosts
-        .all()
-        .iter()
-        .filter(|host| {
-            let name = host.spec.section.as_deref();
-            name.and_then(|name| ctx.sections.find("", name))
-                .is_some_and(|s| s.uid() == uid)
-        })
-        .map(|host| host.wire_name().to_owned())
-        .collect();
-    hosts.sort_unstable();
-    let api: Api<Section> = Api::all(ctx.client.clone());
+    let is_meant = |name: Option<&str>| {
+        let found = name.and_then(|name| ctx.sections.find("", name));
+        found.is_some_and(|s| s.uid() == uid)
+    };
+    let hosts = ctx.hosts.all();
+    let hosts = hosts.iter().filter(|host| is_meant(host.spec.section.as_deref()));
+    let hosts = names(hosts);
     let environments = ctx.environments.all();
-    let user = environments.iter().find(|e| {
-        let name = e.spec.section.as_deref();
-        name.and_then(|name| ctx.sections.find("", name))
-            .is_some_and(|s| s.uid() == uid)
-    });
-    let holder = user.map(|e| format!("enviroment {}", e.wire_name()));
-    guard::guard(ctx, &api, &*section, holder.as_deref()).await?;
-    let in_use = guard::condition(&*section, "section", section.wire_name(), holder.as_deref());
+    let users = environments
+        .iter()
+        .filter(|e| is_meant(e.spec.section.as_deref()));
+    let user = users.map(|e| e.wire_name()).min();
+    let user = user.map(|name| format!("enviroment {name}"));
+    let api: Api<Section> = Api::all(ctx.client.clone());
+    let guarded = guard::guard(ctx, &api, &*section, user.as_deref()).await?;
+    let section = guarded.map_or(section, Arc::new);
+    let in_use = guard::condition(&*section, "section", section.wire_name(), user.as_deref());
     let generation = section.metadata.generation;
-    let accepted = wire_name::accepted(
-        generation,
-        wire_name::conflict(&ctx.sections, &*section, "section"),
-    );
+    let flaw = wire_name::conflict(&ctx.sections, &*section, "section");
+    let accepted = wire_name::accepted(generation, flaw);
     let present = section
         .status
         .as_ref()
@@ -81,7 +111,7 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
         "conditions": write::conditions(present, [accepted].into_iter().chain(in_use)),
     });
     if differs(&json!(section.status), &status, &OWNED) {
-        apply(&api, &*section, MANAGER_CONTROLLER, &status)
+        write::apply_as_read(&api, &*section, MANAGER_CONTROLLER, &status)
             .await
             .map_err(Error::api(format!("write the status of section {key}")))?;
         ctx.metrics.wrote("Section");
@@ -89,61 +119,58 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
     Ok(())
 }
 
+/// The names people know hosts by, sorted.
+fn names<'a>(hosts: impl Iterator<Item = &'a Arc<Host>>) -> Vec<String> {
+    let mut names: Vec<String> = hosts.map(|host| host.wire_name().to_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
 /// Looks at one Environment; the answer is when to look again for the sum.
-pub async fn reconcile_environment(
-    ctx: &Context,
-    key: &ObjectKey,
-) -> Result<Option<std::time::Duration>, Error> {
+pub async fn reconcile_environment(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
     let Some(environment) = ctx.environments.get(key) else {
         return Ok(None);
     };
-    let status = environment_status(ctx, &environment);
-    let holder = holder(status["instances"].as_u64().unwrap_or_default());
+    let instances = ctx.naming(&ctx.environments, &*environment, |desk| &desk.in_environment);
+    let first = instances.first().and_then(|key| ctx.instances.get(key));
+    let first = first.as_ref().map(|instance| instance.wire_name());
+    let user = guard::instances(instances.len(), first);
     let api: Api<Environment> = Api::namespaced(ctx.client.clone(), &key.namespace);
-    guard::guard(ctx, &api, &*environment, holder.as_deref()).await?;
-    if !differs(&json!(environment.status), &status, &OWNED) {
+    let guarded = guard::guard(ctx, &api, &*environment, user.as_deref()).await?;
+    let environment = guarded.map_or(environment, Arc::new);
+    let status = environment_status(ctx, &environment, instances.len(), user.as_deref());
+    let present = json!(environment.status);
+    if !differs(&present, &status, &OWNED) {
         return Ok(None);
     }
-    if let Some(wait) = ctx.sum_due(&format!("Environment {key}")) {
-        return Ok(Some(wait));
+    // A sum alone can wait.
+    let wait = ctx.sum_due(&format!("Environment {key}"));
+    if wait.is_some() && !differs(&present, &status, &["observedGeneration", "hosts", "conditions"]) {
+        return Ok(wait);
     }
-    apply(&api, &*environment, MANAGER_CONTROLLER, &status)
+    write::apply_as_read(&api, &*environment, MANAGER_CONTROLLER, &status)
         .await
         .map_err(Error::api(format!("write the status of environment {key}")))?;
     ctx.metrics.wrote("Environment");
     Ok(None)
 }
 
-fn environment_status(ctx: &Context, environment: &Environment) -> Value {
-    let mut hosts: Vec<String> = ctx
-        .hosts
-        .all()
-        .iter()
-        .filter(|host| reach(ctx, environment, host) == Reach::Inside)
-        .map(|host| host.wire_name().to_owned())
-        .collect();
-    hosts.sort_unstable();
-    let uid = environment.uid();
-    let instances = ctx
-        .instances
-        .all()
-        .iter()
-        .filter(|i| i.metadata.namespace == environment.metadata.namespace)
-        .filter(|i| ctx.environment_of(i).is_some_and(|e| e.uid() == uid))
-        .count();
+fn environment_status(
+    ctx: &Context,
+    environment: &Environment,
+    instances: usize,
+    user: Option<&str>,
+) -> Value {
+    let mut territory = Territory::of(ctx, Some(environment));
+    let hosts = ctx.hosts.all();
+    let hosts = names(hosts.iter().filter(|host| territory.reach(host) == Reach::Inside));
     let section = environment.spec.section.as_deref();
     let missing = section.filter(|name| ctx.sections.find("", name).is_none());
-    let generation = environment.metadata.generation;
     let missing = missing.map(|name| ("SectionNotFound", format!("section {name} not found")));
     let flaw = wire_name::conflict(&ctx.environments, environment, "enviroment").or(missing);
+    let generation = environment.metadata.generation;
     let accepted = wire_name::accepted(generation, flaw);
-    let in_use = holder(instances as u64);
-    let in_use = guard::condition(
-        environment,
-        "enviroment",
-        environment.wire_name(),
-        in_use.as_deref(),
-    );
+    let in_use = guard::condition(environment, "enviroment", environment.wire_name(), user);
     let present = environment
         .status
         .as_ref()
@@ -155,9 +182,4 @@ fn environment_status(ctx: &Context, environment: &Environment) -> Value {
         "instances": instances,
         "conditions": write::conditions(present, [accepted].into_iter().chain(in_use)),
     })
-}
-
-/// What uses an Environment that has Instances.
-fn holder(instances: u64) -> Option<String> {
-    (instances > 0).then(|| format!("{instances} instances"))
 }

@@ -2,12 +2,12 @@
 //! that an unused one goes at once.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
+use virtshell_crds::FINALIZER_IN_USE;
 use virtshell_crds::condition::{self, Status};
-use virtshell_crds::{FINALIZER_IN_USE, MANAGER_CONTROLLER};
 
 use super::context::Context;
 use super::write::{self, Error};
@@ -15,27 +15,33 @@ use super::write::{self, Error};
 /// Condition of an object that is asked to go and cannot yet.
 const IN_USE: &str = "InUse";
 
-/// Holds or releases the object; `user` says what uses it, in the REST API's words.
-pub async fn guard<K>(ctx: &Context, api: &Api<K>, object: &K, user: Option<&str>) -> Result<(), Error>
+/// Holds or releases the object; `user` says what uses it, in the REST API's words. Returns the object as it is then, where
+/// that was a write.
+pub async fn guard<K>(ctx: &Context, api: &Api<K>, object: &K, user: Option<&str>) -> Result<Option<K>, Error>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let kind = K::kind(&()).to_lowercase();
     let name = object.name_any();
     let Some(finalizers) = finalizers(object, user.is_some()) else {
-        return Ok(());
+        return Ok(None);
     };
-    let patch: Value =
-        json!({"metadata": {"resourceVersion": object.resource_version(), "finalizers": finalizers}});
-    let params = PatchParams {
-        field_manager: Some(MANAGER_CONTROLLER.to_owned()),
-        ..PatchParams::default()
-    };
-    api.patch(&name, &params, &Patch::Merge(&patch))
+    let patch = json!({"metadata": {"finalizers": finalizers}});
+    let patched = write::patch_as_read(api, object, patch)
         .await
         .map_err(Error::api(format!("hold or release {kind} {name}")))?;
     ctx.metrics.wrote("Guard");
-    Ok(())
+    Ok(Some(patched))
+}
+
+/// What uses an object, in the REST API's words: the one Instance, or how many and one of them.
+#[must_use]
+pub fn instances(count: usize, first: Option<&str>) -> Option<String> {
+    match (count, first?) {
+        (0, _) => None,
+        (1, name) => Some(format!("instance {name}")),
+        (n, name) => Some(format!("{n} instances, {name} among them")),
+    }
 }
 
 /// What keeps an object that is asked to go: the condition `InUse`, in the REST API's words.

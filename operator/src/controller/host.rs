@@ -1,5 +1,6 @@
 //! Looks after one Host: its identity, whether it is alive, and what its Instances take.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
@@ -14,8 +15,8 @@ use super::cache::{Cached, ObjectKey};
 use super::context::Context;
 use super::events::Level;
 use super::write::{self, Error};
-use super::{guard, identity, node_name, pulse};
-use crate::status::{apply, differs};
+use super::{guard, identity, ledger, node_name, pulse, wire_name};
+use crate::status::differs;
 
 /// Reason of `Ready=Unknown` on a Host that is silent.
 const SILENT: &str = "Silent";
@@ -29,24 +30,45 @@ pub fn is_confirmed_gone(host: &Host) -> bool {
 
 /// Looks at one Host; the answer is when to look again.
 pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
-    let Some(host) = ctx.hosts.get(key) else {
+    let Some(mut host) = ctx.hosts.get(key) else {
         ctx.identities.forget_host(&key.name);
         return Ok(None);
     };
+    // Each write rests on the one before.
+    let keep = |host: &mut Arc<Host>, written: Option<Host>| {
+        if let Some(written) = written {
+            *host = Arc::new(written.clone());
+            ctx.stored_host(written);
+        }
+    };
     if host.metadata.deletion_timestamp.is_none() {
         identity::ensure_host(ctx, &host).await?;
-        node_name::fill(ctx, &host).await?;
+        let filled = node_name::fill(ctx, &host).await?;
+        keep(&mut host, filled);
     }
-    let next_beat = watch_over(ctx, &host).await?;
-    let instances = ctx.desk().ledger.used(&key.name).instances;
-    let holder = (instances > 0).then(|| format!("{instances} instances"));
-    guard::guard(ctx, &Api::all(ctx.client.clone()), &*host, holder.as_deref()).await?;
-    let next_sum = sum(ctx, &host, holder.as_deref()).await?;
+    let (next_beat, marked) = watch_over(ctx, &host).await?;
+    keep(&mut host, marked);
+    let user = user(ctx, &key.name);
+    let guarded = guard::guard(ctx, &Api::all(ctx.client.clone()), &*host, user.as_deref()).await?;
+    keep(&mut host, guarded);
+    let (next_sum, summed) = sum(ctx, &host, user.as_deref()).await?;
+    keep(&mut host, summed);
     Ok([next_beat, next_sum].into_iter().flatten().min())
 }
 
+/// What uses a host.
+fn user(ctx: &Context, name: &str) -> Option<String> {
+    let there = ctx.instances_on(name);
+    let there = there.iter().filter_map(|key| ctx.instances.get(key));
+    let mut bound = there.filter(|instance| ledger::bound_host(instance).is_some());
+    let first = bound.next();
+    let first = first.as_ref().map(|instance| instance.wire_name());
+    guard::instances(usize::from(first.is_some()) + bound.count(), first)
+}
+
 /// `Ready=Unknown` while the host is silent. Its agent says what is true when it is back; then the mark is taken back.
-async fn watch_over(ctx: &Context, host: &Host) -> Result<Option<Duration>, Error> {
+/// Returns when it will be silent, and the Host as it is then, where that was a write.
+async fn watch_over(ctx: &Context, host: &Host) -> Result<(Option<Duration>, Option<Host>), Error> {
     let name = host.name_any();
     let uid = host.uid().unwrap_or_default();
     let left = ctx.pulse().until_silent(&name, Instant::now());
@@ -79,22 +101,30 @@ async fn watch_over(ctx: &Context, host: &Host) -> Result<Option<Duration>, Erro
         ctx.pulse().unmark(&name, &uid);
         json!({})
     } else {
-        return Ok(left);
+        return Ok((left, None));
     };
     let api: Api<Host> = Api::all(ctx.client.clone());
-    let written = apply(&api, host, MANAGER_CONTROLLER_LOST, &status).await;
-    if let Err(error) = written {
-        ctx.pulse().unmark(&name, &uid);
-        return Err(Error::api(format!("write whether host {name} is ready"))(error));
+    match write::apply_as_read(&api, host, MANAGER_CONTROLLER_LOST, &status).await {
+        Ok(written) => {
+            ctx.metrics.wrote("Host");
+            ctx.wake_instances_of(&name);
+            Ok((left, Some(written)))
+        }
+        Err(error) => {
+            ctx.pulse().unmark(&name, &uid);
+            Err(Error::api(format!("write whether host {name} is ready"))(error))
+        }
     }
-    ctx.metrics.wrote("Host");
-    ctx.wake_instances_of(&name);
-    Ok(left)
 }
 
-/// What its Instances take together, and that they keep it if it is asked to go; written at most once in
-/// [`super::context::SUM_PERIOD`].
-async fn sum(ctx: &Context, host: &Host, holder: Option<&str>) -> Result<Option<Duration>, Error> {
+/// Whether it makes sense, that its Instances keep it if it is asked to go, and what they take together; sums alone are
+/// written at most once in [`super::context::SUM_PERIOD`]. Returns when they may be, and the Host as it is then, where that
+/// was a write.
+async fn sum(
+    ctx: &Context,
+    host: &Host,
+    user: Option<&str>,
+) -> Result<(Option<Duration>, Option<Host>), Error> {
     let name = host.name_any();
     let used = ctx.desk().ledger.used(&name);
     let allocated = Allocated {
@@ -108,18 +138,26 @@ async fn sum(ctx: &Context, host: &Host, holder: Option<&str>) -> Result<Option<
         .as_ref()
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
-    let in_use = guard::condition(host, "host", host.wire_name(), holder);
-    let status = json!({"allocated": allocated, "conditions": write::conditions(present, in_use)});
-    if !differs(&json!(host.status), &status, &["allocated", "conditions"]) {
-        return Ok(None);
+    let section = host.spec.section.as_deref();
+    let missing = section.filter(|name| ctx.sections.find("", name).is_none());
+    let missing = missing.map(|name| ("SectionNotFound", format!("section {name} not found")));
+    let flaw = wire_name::conflict(&ctx.hosts, host, "host").or(missing);
+    let accepted = wire_name::accepted(host.metadata.generation, flaw);
+    let in_use = guard::condition(host, "host", host.wire_name(), user);
+    let mine = write::conditions(present, [accepted].into_iter().chain(in_use));
+    let status = json!({"allocated": allocated, "conditions": mine});
+    let present = json!(host.status);
+    if !differs(&present, &status, &["allocated", "conditions"]) {
+        return Ok((None, None));
     }
-    if let Some(wait) = ctx.sum_due(&format!("Host {name}")) {
-        return Ok(Some(wait));
+    let wait = ctx.sum_due(&format!("Host {name}"));
+    if wait.is_some() && !differs(&present, &status, &["conditions"]) {
+        return Ok((wait, None));
     }
     let api: Api<Host> = Api::all(ctx.client.clone());
-    apply(&api, host, MANAGER_CONTROLLER, &status)
+    let written = write::apply_as_read(&api, host, MANAGER_CONTROLLER, &status)
         .await
         .map_err(Error::api(format!("write what is allocated on host {name}")))?;
     ctx.metrics.wrote("Host");
-    Ok(None)
+    Ok((None, Some(written)))
 }

@@ -98,7 +98,8 @@ fn secrets_in_use(ctx: &Context, host: &Host) -> BTreeMap<String, BTreeSet<Strin
         .filter(|(h, _)| *h == name)
         .map(|(_, namespace)| (namespace.clone(), BTreeSet::new()))
         .collect();
-    for instance in ctx.instances.all() {
+    let there = ctx.instances_on(&name);
+    for instance in there.iter().filter_map(|key| ctx.instances.get(key)) {
         if ledger::bound_host(&instance) == Some(&name)
             && let Some(secret) = user_data_secret(&instance)
         {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, Status};
 use virtshell_crds::{
-    Driver, Environment, FINALIZER_DOMAIN, Host, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase,
+    Driver, FINALIZER_DOMAIN, Host, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase,
 };
 
 use super::accept::{self, Acceptance, Refusal};
@@ -21,6 +21,7 @@ use super::cache::ObjectKey;
 use super::context::Context;
 use super::depends;
 use super::events::Level;
+use super::grouping::Territory;
 use super::ledger;
 use super::placement::{self, Candidate, Reach, Request};
 use super::write::{self, Error};
@@ -50,7 +51,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     };
     if instance.metadata.deletion_timestamp.is_some() {
         super::launch::release(ctx, &instance).await?;
-        return release(ctx, &instance).await.map(|()| None);
+        return release(ctx, &instance).await;
     }
     mark_silence(ctx, &instance).await?;
     let refs = ctx.references(&instance);
@@ -71,24 +72,43 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     super::task::make_announced(ctx, &instance).await
 }
 
-/// An Instance that is being deleted waits for its node, unless no node was ever told of it, or an administrator has
-/// said that its host is gone for good.
-async fn release(ctx: &Context, instance: &Instance) -> Result<(), Error> {
+/// An Instance that is being deleted waits for its node, unless no node was ever told of it, or its host is gone for good.
+/// The answer is when to look again.
+async fn release(ctx: &Context, instance: &Instance) -> Result<Option<Duration>, Error> {
     let mut finalizers = instance.finalizers().to_vec();
-    let held = finalizers.iter().any(|f| f == FINALIZER_DOMAIN);
-    if !held || (is_scheduled(instance) && !is_host_gone(ctx, instance)) {
-        return Ok(());
+    if !finalizers.iter().any(|f| f == FINALIZER_DOMAIN) {
+        return Ok(None);
+    }
+    if is_scheduled(instance) {
+        match left_of_host(ctx, instance) {
+            Left::WaitForNode => return Ok(None),
+            Left::WaitFor(silence) => return Ok(Some(silence)),
+            Left::Nothing => {}
+        }
     }
     finalizers.retain(|f| f != FINALIZER_DOMAIN);
-    let patch =
-        json!({"metadata": {"resourceVersion": instance.resource_version(), "finalizers": finalizers}});
-    patch_instance(ctx, instance, &patch).await.map(drop)
+    let patch = json!({"metadata": {"finalizers": finalizers}});
+    patch_instance(ctx, instance, patch).await.map(|_| None)
 }
 
-fn is_host_gone(ctx: &Context, instance: &Instance) -> bool {
-    let host = instance.spec.host.as_deref().map(super::context::cluster_key);
-    let host = host.and_then(|key| ctx.hosts.get(&key));
-    host.is_some_and(|host| super::host::is_confirmed_gone(&host))
+/// What is left of an Instance's host, for its deletion.
+enum Left {
+    /// Its node does the rest, now or when it is back.
+    WaitForNode,
+    /// An administrator says that it is gone, and it has been heard of lately: if it lives, its node does the rest.
+    WaitFor(Duration),
+    /// It is gone for good: an administrator says so, and it is silent.
+    Nothing,
+}
+
+fn left_of_host(ctx: &Context, instance: &Instance) -> Left {
+    let name = instance.spec.host.as_deref().unwrap_or_default();
+    let host = ctx.hosts.get(&super::context::cluster_key(name));
+    if !host.is_some_and(|host| super::host::is_confirmed_gone(&host)) {
+        return Left::WaitForNode;
+    }
+    let until_silent = ctx.pulse().until_silent(name, Instant::now());
+    until_silent.map_or(Left::Nothing, Left::WaitFor)
 }
 
 /// Decides where the Instance goes, and writes that. Returns the Instance as it is then.
@@ -110,10 +130,10 @@ async fn bind(
         finalizers.push(FINALIZER_DOMAIN.to_owned());
     }
     let patch = json!({
-        "metadata": {"resourceVersion": instance.resource_version(), "finalizers": finalizers},
+        "metadata": {"finalizers": finalizers},
         "spec": {"host": host},
     });
-    match patch_instance(ctx, &instance, &patch).await {
+    match patch_instance(ctx, &instance, patch).await {
         Ok(bound) => Ok((Arc::new(bound), Some(placement))),
         Err(error) => {
             ctx.forget_assumed(&instance.uid().unwrap_or_default());
@@ -175,9 +195,10 @@ fn choose(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placem
     let request = request(instance, acceptance);
     let environment = ctx.environment_of(instance);
     let hosts = ctx.hosts.all();
+    let mut territory = Territory::of(ctx, environment.as_deref());
     let mut candidates: Vec<Candidate<'_>> = hosts
         .iter()
-        .map(|host| candidate(ctx, host, environment.as_deref(), request.driver))
+        .map(|host| candidate(ctx, host, territory.reach(host), request.driver))
         .collect();
     let uid = instance.uid().unwrap_or_default();
     let mut desk = ctx.desk();
@@ -205,7 +226,8 @@ fn check_pinned(ctx: &Context, instance: &Instance, acceptance: &Acceptance, nam
     };
     let request = request(instance, acceptance);
     let environment = ctx.environment_of(instance);
-    let mut candidate = candidate(ctx, &host, environment.as_deref(), request.driver);
+    let reach = Territory::of(ctx, environment.as_deref()).reach(&host);
+    let mut candidate = candidate(ctx, &host, reach, request.driver);
     let uid = instance.uid().unwrap_or_default();
     let mut desk = ctx.desk();
     candidate.used = desk.ledger.used_by_others(name, &uid);
@@ -236,12 +258,7 @@ fn request<'a>(instance: &Instance, acceptance: &'a Acceptance) -> Request<'a> {
     }
 }
 
-fn candidate<'a>(
-    ctx: &Context,
-    host: &'a Host,
-    environment: Option<&Environment>,
-    driver: Driver,
-) -> Candidate<'a> {
+fn candidate<'a>(ctx: &Context, host: &'a Host, reach: Reach, driver: Driver) -> Candidate<'a> {
     let spec = &host.spec;
     let status = host.status.as_ref();
     let name = host.metadata.name.as_deref().unwrap_or_default();
@@ -262,8 +279,9 @@ fn candidate<'a>(
     };
     Candidate {
         name,
-        reach: environment.map_or(Reach::Outside, |e| super::grouping::reach(ctx, e, host)),
+        reach,
         enabled: spec.enabled && host.metadata.deletion_timestamp.is_none(),
+        has_its_name: super::context::has_its_name(host),
         type_: spec.type_,
         offers_driver,
         ready: status.is_some_and(|s| condition::is_true(&s.conditions, READY))
@@ -476,7 +494,7 @@ async fn mark_silence(ctx: &Context, instance: &Arc<Instance>) -> Result<(), Err
         return Ok(());
     };
     let written =
-        crate::status::apply(&api(ctx, instance), &**instance, MANAGER_CONTROLLER_LOST, &status).await;
+        write::apply_as_read(&api(ctx, instance), &**instance, MANAGER_CONTROLLER_LOST, &status).await;
     match written {
         Ok(written) => {
             ctx.metrics.wrote("Instance");
@@ -491,15 +509,10 @@ async fn mark_silence(ctx: &Context, instance: &Arc<Instance>) -> Result<(), Err
     }
 }
 
-/// A merge patch as this controller; the answer goes to the cache and comes back.
-pub async fn patch_instance(ctx: &Context, instance: &Instance, patch: &Value) -> Result<Instance, Error> {
-    let params = PatchParams {
-        field_manager: Some(MANAGER_CONTROLLER.to_owned()),
-        ..PatchParams::default()
-    };
+/// A merge patch of the Instance as it was read; the answer goes to the cache and comes back.
+pub async fn patch_instance(ctx: &Context, instance: &Instance, patch: Value) -> Result<Instance, Error> {
     let name = instance.name_any();
-    let patched = api(ctx, instance)
-        .patch(&name, &params, &Patch::Merge(patch))
+    let patched = write::patch_as_read(&api(ctx, instance), instance, patch)
         .await
         .map_err(Error::api(format!("patch instance {name}")))?;
     ctx.metrics.wrote("Instance");

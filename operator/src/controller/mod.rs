@@ -15,10 +15,12 @@ pub mod accept;
 pub mod cache;
 pub mod context;
 pub mod depends;
+pub mod desk;
 pub mod grouping;
 pub mod guard;
 pub mod host;
 pub mod identity;
+pub mod index;
 pub mod instance;
 pub mod launch;
 pub mod leader;
@@ -224,6 +226,7 @@ fn start(client: Client, settings: Settings, me: String, metrics: Metrics) -> Jo
         |c| &c.groups,
         |c, change| c.group_changed(&change),
     );
+    follow(&mut team, &ctx, |c| &c.files, |c, change| c.file_changed(&change));
     follow(&mut team, &ctx, |c| &c.nodes, |c, change| c.node_changed(&change));
     follow(&mut team, &ctx, |c| &c.tasks, |c, change| c.task_changed(&change));
     follow(
@@ -286,6 +289,7 @@ async fn work_when_synced(ctx: Arc<Context>) {
         ctx.provisioners.synced(),
         ctx.users.synced(),
         ctx.groups.synced(),
+        ctx.files.synced(),
         ctx.nodes.synced(),
         ctx.tasks.synced(),
         ctx.assignments.synced(),
@@ -346,6 +350,7 @@ async fn reconcile(ctx: &Context, key: &Key) -> Result<Option<Duration>, Error> 
         Key::User(at) => user::reconcile(ctx, at).await,
         Key::Group(at) => user::reconcile_group(ctx, at).await.map(|()| None),
         Key::Task(at) => task::reconcile(ctx, at).await,
+        Key::File(at) => wire_name::reconcile_file(ctx, at).await.map(|()| None),
     }
 }
 

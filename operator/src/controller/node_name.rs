@@ -5,35 +5,30 @@
 
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::Api;
 use serde_json::json;
-use virtshell_crds::{Host, MANAGER_CONTROLLER};
+use virtshell_crds::Host;
 
 use super::context::Context;
-use super::write::Error;
+use super::write::{self, Error};
 
-/// Fills `spec.nodeName` when it is empty and there is no doubt.
-pub async fn fill(ctx: &Context, host: &Host) -> Result<(), Error> {
+/// Fills `spec.nodeName` when it is empty and there is no doubt. Returns the Host as it is then, where that was a write.
+pub async fn fill(ctx: &Context, host: &Host) -> Result<Option<Host>, Error> {
     if host.spec.node_name.is_some() || host.metadata.deletion_timestamp.is_some() {
-        return Ok(());
+        return Ok(None);
     }
     let nodes = ctx.nodes.all();
     let Some(node) = matching(host, nodes.iter().map(|node| &**node)) else {
-        return Ok(());
+        return Ok(None);
     };
     let name = host.name_any();
-    let patch = json!({"metadata": {"resourceVersion": host.resource_version()}, "spec": {"nodeName": node}});
-    let params = PatchParams {
-        field_manager: Some(MANAGER_CONTROLLER.to_owned()),
-        ..PatchParams::default()
-    };
     let api: Api<Host> = Api::all(ctx.client.clone());
-    api.patch(&name, &params, &Patch::Merge(&patch))
+    let patched = write::patch_as_read(&api, host, json!({"spec": {"nodeName": node}}))
         .await
         .map_err(Error::api(format!("say on which node host {name} is")))?;
     ctx.metrics.wrote("Host");
     tracing::info!(host.name = name, node.name = node, "a host is on a node");
-    Ok(())
+    Ok(Some(patched))
 }
 
 /// The one Node of the Host's name, else the one that has an address of its spec.

@@ -82,6 +82,8 @@ pub struct Candidate<'a> {
     pub reach: Reach,
     /// Declared to take new Instances, and not being deleted.
     pub enabled: bool,
+    /// No other Host has its name.
+    pub has_its_name: bool,
     /// What the machine is good for.
     pub type_: HostType,
     /// Whether it offers the driver that is asked for.
@@ -115,6 +117,8 @@ pub enum Unfit {
     Outside,
     /// It takes no new Instances.
     Disabled,
+    /// Another Host has its name.
+    NameTaken,
     /// It is of another type.
     WrongType,
     /// Nobody serves it now.
@@ -141,6 +145,8 @@ pub fn check(request: &Request<'_>, host: &Candidate<'_>) -> Result<(), Unfit> {
         Err(Unfit::Outside)
     } else if !host.enabled {
         Err(Unfit::Disabled)
+    } else if !host.has_its_name {
+        Err(Unfit::NameTaken)
     } else if !host.type_.serves(request.host_type) {
         Err(Unfit::WrongType)
     } else if !host.ready {
@@ -228,12 +234,13 @@ fn rank(unfit: &Unfit) -> u8 {
     match unfit {
         Unfit::Outside => 0,
         Unfit::Disabled => 1,
-        Unfit::WrongType => 2,
-        Unfit::NotReady => 3,
-        Unfit::NoDriver => 4,
-        Unfit::Full => 5,
-        Unfit::Memory { .. } => 6,
-        Unfit::Disk { .. } => 7,
+        Unfit::NameTaken => 2,
+        Unfit::WrongType => 3,
+        Unfit::NotReady => 4,
+        Unfit::NoDriver => 5,
+        Unfit::Full => 6,
+        Unfit::Memory { .. } => 7,
+        Unfit::Disk { .. } => 8,
     }
 }
 
@@ -241,6 +248,7 @@ fn clause(request: &Request<'_>, unfit: &Unfit) -> String {
     match unfit {
         Unfit::Outside => format!("not in enviroment {}", request.environment),
         Unfit::Disabled => "disabled".to_owned(),
+        Unfit::NameTaken => "with the name of another host".to_owned(),
         Unfit::WrongType => format!("not of type {}", request.host_type.as_str()),
         Unfit::NoDriver => format!("without driver {}", request.driver),
         Unfit::NotReady => "not ready".to_owned(),
@@ -277,6 +285,7 @@ mod tests {
             name,
             reach: Reach::Inside,
             enabled: true,
+            has_its_name: true,
             type_: HostType::GeneralPurpose,
             offers_driver: true,
             ready: true,
@@ -329,6 +338,7 @@ mod tests {
         );
         let others = [
             with(host("a"), |h| h.reach = Reach::Outside),
+            with(host("g"), |h| h.has_its_name = false),
             with(host("b"), |h| h.type_ = HostType::StorageOptimized),
             with(host("c"), |h| h.offers_driver = false),
             with(host("d"), |h| h.ready = false),
@@ -337,7 +347,7 @@ mod tests {
         ];
         assert_eq!(
             place(&REQUEST, &others).unwrap_err().to_string(),
-            "0/6 hosts: 1 not in enviroment e, 1 not of type GeneralPurpose, 1 not ready, 1 without driver kvm, \
+            "0/7 hosts: 1 not in enviroment e, 1 with the name of another host, 1 not of type GeneralPurpose, 1 not ready, 1 without driver kvm, \
              1 with storage nearly full, 1 not enough disk (need 1000 MiB, most free 999 MiB)"
         );
         assert_eq!(
@@ -365,6 +375,7 @@ mod tests {
                     Reach::Inside
                 },
                 enabled: random.below(8) != 0,
+                has_its_name: random.below(8) != 0,
                 type_: HostType::GeneralPurpose,
                 has_room: random.below(8) != 0,
                 offers_driver: random.below(8) != 0,

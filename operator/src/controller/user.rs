@@ -14,7 +14,7 @@ use super::cache::{Cached, ObjectKey};
 use super::context::Context;
 use super::wire_name;
 use super::write::{self, Error};
-use crate::status::{apply, differs};
+use crate::status::differs;
 
 /// Keys are looked at this often: the controller may read a Secret by name, not watch them all, so nobody tells when one was
 /// deleted or changed.
@@ -79,7 +79,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
         &["observedGeneration", "accessKeyId", "conditions"],
     ) {
         let api: Api<User> = Api::namespaced(ctx.client.clone(), &key.namespace);
-        apply(&api, &*user, MANAGER_CONTROLLER, &status)
+        write::apply_as_read(&api, &*user, MANAGER_CONTROLLER, &status)
             .await
             .map_err(Error::api(format!("write the status of user {key}")))?;
         ctx.metrics.wrote("User");
@@ -161,7 +161,7 @@ pub async fn reconcile_group(ctx: &Context, key: &ObjectKey) -> Result<(), Error
         &["observedGeneration", "members", "conditions"],
     ) {
         let api: Api<Group> = Api::namespaced(ctx.client.clone(), &key.namespace);
-        apply(&api, &*group, MANAGER_CONTROLLER, &status)
+        write::apply_as_read(&api, &*group, MANAGER_CONTROLLER, &status)
             .await
             .map_err(Error::api(format!("write the status of group {key}")))?;
         ctx.metrics.wrote("Group");

@@ -15,13 +15,16 @@ use virtshell_crds::condition::{self, ACCEPTED, Status};
 use super::cache::{Cache, Cached, ObjectKey};
 use super::context::Context;
 use super::write::{self, Error};
-use crate::status::{apply, differs};
+use crate::status::differs;
+
+/// Reason of `Accepted=False` of an object whose name is another's.
+pub const NAME_CONFLICT: &str = "NameConflict";
 
 /// The object that has the wire name of `object`, when that is another one.
 pub fn holder<K: Cached>(cache: &Cache<K>, object: &K) -> Option<Arc<K>> {
     let namespace = object.meta().namespace.as_deref().unwrap_or_default();
     let first = cache
-        .namesakes(namespace, object.wire_name())
+        .namesakes(namespace, &object.full_name())
         .into_iter()
         .min_by_key(|other| (other.meta().creation_timestamp.clone(), other.name_any()))?;
     (first.uid() != object.uid()).then_some(first)
@@ -30,9 +33,9 @@ pub fn holder<K: Cached>(cache: &Cache<K>, object: &K) -> Option<Arc<K>> {
 /// Why an object is not accepted for its name: a reason and a message that begins with `word`, the REST API's for its kind.
 pub fn conflict<K: Cached>(cache: &Cache<K>, object: &K, word: &str) -> Option<(&'static str, String)> {
     let holder = holder(cache, object)?;
-    let (name, other) = (object.wire_name(), holder.name_any());
+    let (name, other) = (object.full_name(), holder.name_any());
     Some((
-        "NameConflict",
+        NAME_CONFLICT,
         format!("{word} {name} already exists (object {other})"),
     ))
 }
@@ -59,6 +62,24 @@ pub async fn reconcile_image(ctx: &Context, key: &ObjectKey) -> Result<(), Error
         "Image",
         &*image,
         &json!(image.status),
+        present.unwrap_or_default(),
+        flaw,
+    )
+    .await
+}
+
+/// Looks at one File.
+pub async fn reconcile_file(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
+    let Some(file) = ctx.files.get(key) else {
+        return Ok(());
+    };
+    let present = file.status.as_ref().map(|s| s.conditions.as_slice());
+    let flaw = conflict(&ctx.files, &*file, "file");
+    report(
+        ctx,
+        "File",
+        &*file,
+        &json!(file.status),
         present.unwrap_or_default(),
         flaw,
     )
@@ -103,7 +124,7 @@ where
     }
     let api: Api<K> = Api::namespaced(ctx.client.clone(), &object.namespace().unwrap_or_default());
     let name = object.name_any();
-    apply(&api, object, MANAGER_CONTROLLER, &desired)
+    write::apply_as_read(&api, object, MANAGER_CONTROLLER, &desired)
         .await
         .map_err(Error::api(format!(
             "write the status of {} {name}",

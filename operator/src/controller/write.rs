@@ -5,7 +5,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use virtshell_crds::condition;
+use virtshell_crds::{MANAGER_CONTROLLER, condition};
 
 /// Why a look at an object did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +89,21 @@ where
         "status": status,
     });
     api.patch_status(&name, &PatchParams::apply(manager).force(), &Patch::Apply(&patch))
+        .await
+}
+
+/// A merge patch as this controller, and only of the object as it was read, as with [`apply_as_read`].
+pub async fn patch_as_read<K>(api: &Api<K>, object: &K, mut patch: Value) -> kube::Result<K>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    patch["metadata"]["uid"] = json!(object.uid());
+    patch["metadata"]["resourceVersion"] = json!(object.resource_version());
+    let params = PatchParams {
+        field_manager: Some(MANAGER_CONTROLLER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(&object.name_any(), &params, &Patch::Merge(&patch))
         .await
 }
 

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use virtshell_crds::condition::{self, ACCEPTED};
-use virtshell_crds::{Environment, Host, Image, Instance, Section, User};
+use virtshell_crds::{Environment, File, Host, Image, Instance, Section, User};
 use virtshell_tests::wait::SOON;
 use virtshell_tests::wait_for;
 
-use crate::world::World;
+use crate::world::{World, is_scheduled};
 
 /// `False/Reason: message` or `True/Valid: ` of the condition Accepted.
 fn accepted(status: Option<Value>) -> String {
@@ -42,6 +42,18 @@ async fn the_oldest_keeps_a_name_until_it_goes() -> anyhow::Result<()> {
         .await?;
     w.until("b", "to have the name", says(valid)).await?;
 
+    // A file's name has its folder.
+    let file = |folder: &str| json!({"displayName": "my.cnf", "folder": folder, "content": {"inline": ""}});
+    for (name, folder) in [("one", "mysql"), ("other", "mysql/old"), ("two", "mysql")] {
+        w.create::<File>(name, file(folder)).await?;
+    }
+    let says = |words: &'static str| move |f: &File| accepted(f.status.as_ref().map(|s| json!(s))) == words;
+    let refused = says("False/NameConflict: file mysql/my.cnf already exists (object one)");
+    w.until("two", "to be refused", refused).await?;
+    w.until("other", "to have its name", says(valid)).await?;
+    w.api::<File>().delete("one", &DeleteParams::default()).await?;
+    w.until("two", "to have the name", says(valid)).await?;
+
     // An object's name is its wire name where it has no other.
     w.create::<Environment>("f", json!({"displayName": "e"})).await?;
     let says =
@@ -52,6 +64,34 @@ async fn the_oldest_keeps_a_name_until_it_goes() -> anyhow::Result<()> {
         .delete("e", &DeleteParams::default())
         .await?;
     w.until("f", "to have the name", says(valid)).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_with_the_name_of_another_gets_nothing() -> anyhow::Result<()> {
+    let w = World::with_hosts("twins", 2).await?;
+    let (first, second) = (w.nodes[0].host.clone(), w.nodes[1].host.clone());
+    let hosts: Api<Host> = Api::all(w.admin.clone());
+    let rename = json!({"spec": {"displayName": first}});
+    hosts
+        .patch(&second, &PatchParams::default(), &Patch::Merge(rename))
+        .await?;
+    let words = format!("False/NameConflict: host {first} already exists (object {first})");
+    let look = async || hosts.get(&second).await;
+    let said = |h: &Host| accepted(h.status.as_ref().map(|s| json!(s)));
+    wait_for("the second to be refused", SOON, look, |h| said(h) == words).await?;
+    let pinned = json!({"blank": true, "environment": "e", "host": second, "memoryMiB": 64});
+    w.create::<Instance>("pinned", pinned).await?;
+    let words = format!("host {second}: with the name of another host");
+    let refused = |i: &Instance| i.status.as_ref().is_some_and(|s| s.message == words);
+    w.until("pinned", "to be refused", refused).await?;
+    let renamed = json!({"spec": {"displayName": null, "section": "nowhere"}});
+    hosts
+        .patch(&second, &PatchParams::default(), &Patch::Merge(renamed))
+        .await?;
+    w.until("pinned", "to be placed", is_scheduled).await?;
+    let words = "False/SectionNotFound: section nowhere not found";
+    wait_for("the section to be missed", SOON, look, |h| said(h) == words).await?;
     Ok(())
 }
 

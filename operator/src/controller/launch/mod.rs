@@ -53,9 +53,8 @@ pub fn of(instance: &Instance, accepted: &Result<Acceptance, Refusal>) -> Option
 
 /// The children of a launch parent that are there.
 pub fn children(ctx: &Context, parent: &Instance) -> Vec<Arc<Instance>> {
-    let keys = ctx
-        .desk()
-        .children_of(parent.metadata.uid.as_deref().unwrap_or_default());
+    let uid = parent.uid().unwrap_or_default();
+    let keys: Vec<ObjectKey> = ctx.desk().children.of(&uid).cloned().collect();
     keys.iter().filter_map(|key| ctx.instances.get(key)).collect()
 }
 
@@ -99,9 +98,8 @@ pub async fn reconcile(
             let Some(annotation) = group::follows(&child, &parent) else {
                 continue;
             };
-            // The uid makes sure that a namesake is not meant.
-            let patch = json!({"metadata": {"uid": child.uid(), "annotations": annotation}, "spec": changes});
-            patch_instance(ctx, &child, &patch).await?;
+            let patch = json!({"metadata": {"annotations": annotation}, "spec": changes});
+            patch_instance(ctx, &child, patch).await?;
         }
     }
     passed.now(&parent, &acceptance);
@@ -151,8 +149,8 @@ async fn hold(ctx: &Context, parent: Arc<Instance>) -> Result<Arc<Instance>, Err
         return Ok(parent);
     }
     finalizers.push(FINALIZER_LAUNCH.to_owned());
-    let patch = json!({"metadata": {"resourceVersion": parent.resource_version(), "finalizers": finalizers}});
-    patch_instance(ctx, &parent, &patch).await.map(Arc::new)
+    let patch = json!({"metadata": {"finalizers": finalizers}});
+    patch_instance(ctx, &parent, patch).await.map(Arc::new)
 }
 
 /// Makes every child that is not there, and returns the names of all; or says which name is taken.
@@ -262,8 +260,8 @@ pub async fn release(ctx: &Context, parent: &Instance) -> Result<(), Error> {
         return Ok(());
     }
     finalizers.retain(|f| f != FINALIZER_LAUNCH);
-    let patch = json!({"metadata": {"resourceVersion": parent.resource_version(), "finalizers": finalizers}});
-    patch_instance(ctx, parent, &patch).await.map(drop)
+    let patch = json!({"metadata": {"finalizers": finalizers}});
+    patch_instance(ctx, parent, patch).await.map(drop)
 }
 
 /// Writes the status when it differs; returns the parent as it is then.

@@ -284,8 +284,8 @@ async fn launched(
     if task.spec.retry > 0 && !status.generations.iter().any(|g| g.name == name) {
         for child in super::launch::children(ctx, parent) {
             if failed(&child) {
-                let patch = json!({"metadata": {"uid": child.uid()}, "spec": {"restartToken": token}});
-                patch_instance(ctx, &child, &patch).await?;
+                let patch = json!({"spec": {"restartToken": token}});
+                patch_instance(ctx, &child, patch).await?;
             }
         }
         status.generations.push(TargetGeneration {
@@ -398,9 +398,9 @@ async fn act(
             json!({"powerState": PowerState::Running, "restartToken": token, "restartMode": "Graceful"})
         }
     };
-    // The uid makes sure that a namesake is not meant.
-    let patch = json!({"metadata": {"uid": instance.uid()}, "spec": spec});
-    patch_instance(ctx, instance, &patch).await.map(Some)
+    patch_instance(ctx, instance, json!({ "spec": spec }))
+        .await
+        .map(Some)
 }
 
 fn failed(instance: &Instance) -> bool {
