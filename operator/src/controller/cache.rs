@@ -13,7 +13,7 @@ use futures::StreamExt;
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher::{self, Event, InitialListStrategy};
 use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Resource, ResourceExt};
 use tokio::sync::watch as signal;
@@ -189,27 +189,46 @@ impl<K: Cached> Cache<K> {
         inner.put(object, &self.track)
     }
 
-    /// Follows the API server until dropped; tells `notify` of every change, without holding the lock.
+    /// Follows the API server until dropped; tells `notify` of every change, without holding the lock, `listed` of
+    /// every list that begins, and `failed` of every failure.
+    ///
+    /// Lists are streamed: pages of hundreds of objects would be in memory beside those that are known.
     pub async fn follow(
         &self,
         api: Api<DeserializeGuard<K>>,
         config: watcher::Config,
         notify: impl Fn(Change<K>),
+        listed: impl Fn(),
         failed: impl Fn(),
     ) {
-        let mut events = pin!(watch(api, config).default_backoff());
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    for change in self.apply(event) {
-                        notify(change);
+        let kind = K::kind(&());
+        let mut config = config.streaming_lists();
+        loop {
+            let mut events = pin!(watch(api.clone(), config.clone()).default_backoff());
+            let streams = config.initial_list_strategy == InitialListStrategy::StreamingList;
+            let refused = loop {
+                match events.next().await {
+                    Some(Ok(event)) => {
+                        if matches!(event, Event::Init) {
+                            listed();
+                        }
+                        for change in self.apply(event) {
+                            notify(change);
+                        }
                     }
+                    Some(Err(error)) if streams && cannot_stream(&error) => break true,
+                    Some(Err(error)) => {
+                        failed();
+                        tracing::warn!(%kind, %error, "a watch failed and is started again");
+                    }
+                    None => break false,
                 }
-                Err(error) => {
-                    failed();
-                    tracing::warn!(kind = %K::kind(&()), %error, "a watch failed and is started again");
-                }
+            };
+            if !refused {
+                return;
             }
+            tracing::info!(%kind, "the API server does not stream lists: pages are asked for");
+            config.initial_list_strategy = InitialListStrategy::ListWatch;
         }
     }
 
@@ -330,6 +349,11 @@ impl<K: Cached> Inner<K> {
     }
 }
 
+/// Whether an API server refuses streamed lists: older ones do not have them, or have them switched off (feature gate `WatchList`).
+fn cannot_stream(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 400 | 422))
+}
+
 /// Resource versions are numbers that grow (Kubernetes 1.35 made that part of the API); anything else counts as old.
 fn version<K: Resource>(object: &K) -> u64 {
     let text = object.meta().resource_version.as_deref();
@@ -396,6 +420,34 @@ mod tests {
         assert_eq!(seen(&cache, "a"), None);
         cache.store(image("a", "a", 10));
         assert!(cache.store(going).is_some(), "while it is there, it is taken in");
+    }
+
+    #[test]
+    fn what_does_not_decode_stays_as_it_was_and_stops_nobody() {
+        let cache = Cache::default();
+        cache.store(image("a", "a", 1));
+        let broken = json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "Image", "spec": {"type": 7},
+            "metadata": {"name": "a", "namespace": "n", "uid": "a", "resourceVersion": "2"},
+        });
+        let broken: DeserializeGuard<Image> = serde_json::from_value(broken).unwrap();
+        assert!(broken.0.is_err());
+        assert!(cache.apply(Event::Apply(broken)).is_empty());
+        let next = DeserializeGuard(Ok(image("b", "b", 3)));
+        assert_eq!(cache.apply(Event::Apply(next)).len(), 1);
+        assert_eq!(seen(&cache, "a").as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn only_an_api_server_that_cannot_stream_is_asked_for_pages() {
+        let refused = |code: u16| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "code": code});
+            let status = serde_json::from_value(status).unwrap();
+            cannot_stream(&watcher::Error::WatchStartFailed(kube::Error::Api(status)))
+        };
+        // Invalid: sendInitialEvents is forbidden unless the WatchList feature gate is enabled.
+        assert!(refused(422) && refused(400));
+        assert!(!refused(403) && !refused(410) && !refused(429) && !refused(503));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Node, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Client, Resource, ResourceExt};
 use tokio::time::Instant;
-use virtshell_crds::condition::{self, ACCEPTED, READY, STORAGE_HEALTHY, Status};
+use virtshell_crds::condition::{self, ACCEPTED, IMAGE_READY, READY, SCHEDULED, STORAGE_HEALTHY, Status};
 use virtshell_crds::file::FileContent;
 use virtshell_crds::{
     Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User,
@@ -371,7 +371,12 @@ impl Context {
             return;
         };
         let key = ObjectKey::of(&**any);
-        self.queue.add(Key::Instance(key.clone()));
+        // Who has no host yet does not wait for those who have one: a new leader begins with all of them in line.
+        if change.new.as_deref().is_some_and(desk::waits_for_host) {
+            self.queue.add_urgent(Key::Instance(key.clone()));
+        } else {
+            self.queue.add(Key::Instance(key.clone()));
+        }
         // The name it had is free: another may want it.
         if let Some(old) = &change.old
             && change
@@ -729,6 +734,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Conditions of Instances that are read here.
+const READ: [&str; 4] = [ACCEPTED, SCHEDULED, READY, IMAGE_READY];
+
+/// kubectl keeps a copy of the whole object in an annotation.
+fn strip_annotations(annotations: &mut BTreeMap<String, String>) {
+    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+}
+
 impl Cached for Instance {
     fn display_name(&self) -> Option<&str> {
         self.spec.display_name.as_deref()
@@ -739,6 +752,16 @@ impl Cached for Instance {
         if let Some(seed) = &mut self.spec.cloud_init {
             seed.user_data = None;
             seed.network_data = None;
+        }
+        strip_annotations(self.annotations_mut());
+        // What the node alone knows and reads, and no decision rests on: half of an Instance that runs.
+        if let Some(status) = &mut self.status {
+            status.domain = None;
+            status.interfaces = Vec::new();
+            status.disks = Vec::new();
+            status.timings = None;
+            status.conditions.retain(|c| READ.contains(&c.type_.as_str()));
+            status.conditions.shrink_to_fit();
         }
     }
 }

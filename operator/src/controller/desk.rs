@@ -2,7 +2,6 @@
 //! by change, so that no look at one object has to go through the others.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use virtshell_crds::Instance;
 use virtshell_crds::condition::{self, ACCEPTED, SCHEDULED};
@@ -74,7 +73,7 @@ impl Desk {
             &key,
             live.is_some_and(|i| lacks(i, ACCEPTED, true)),
         );
-        let unscheduled = live.is_some_and(|i| lacks(i, SCHEDULED, false));
+        let unscheduled = new.is_some_and(waits_for_host);
         keep(&mut self.unscheduled, &key, unscheduled);
         keep(
             &mut self.clones,
@@ -114,8 +113,14 @@ fn depends_on(instance: &Instance) -> Vec<ObjectKey> {
     depends.map(|d| beside(instance, &d.provisioner)).collect()
 }
 
+/// Whether an Instance is to get a host and has none.
+#[must_use]
+pub fn waits_for_host(instance: &Instance) -> bool {
+    instance.metadata.deletion_timestamp.is_none() && lacks(instance, SCHEDULED, false)
+}
+
 /// Whether a condition is not `True`; with `current`, whether it is not at the Instance's generation.
-fn lacks(instance: &Arc<Instance>, type_: &str, current: bool) -> bool {
+fn lacks(instance: &Instance, type_: &str, current: bool) -> bool {
     let status = instance.status.as_ref();
     let condition = status.and_then(|s| condition::find(&s.conditions, type_));
     condition.is_none_or(|c| {

@@ -198,13 +198,16 @@ fn choose(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placem
     let mut territory = Territory::of(ctx, environment.as_deref());
     let mut candidates: Vec<Candidate<'_>> = hosts
         .iter()
-        .map(|host| candidate(ctx, host, territory.reach(host), request.driver))
+        .map(|host| candidate(host, territory.reach(host), request.driver))
         .collect();
+    with_pulse(ctx, &mut candidates);
     let uid = instance.uid().unwrap_or_default();
     let mut desk = ctx.desk();
+    let used = desk.ledger.used_by_others(&uid);
     for candidate in &mut candidates {
-        candidate.used = desk.ledger.used_by_others(candidate.name, &uid);
+        candidate.used = used(candidate.name);
     }
+    drop(used);
     match placement::place(&request, &candidates) {
         Ok(host) => {
             desk.ledger.assume(&uid, host, request.demand);
@@ -227,10 +230,12 @@ fn check_pinned(ctx: &Context, instance: &Instance, acceptance: &Acceptance, nam
     let request = request(instance, acceptance);
     let environment = ctx.environment_of(instance);
     let reach = Territory::of(ctx, environment.as_deref()).reach(&host);
-    let mut candidate = candidate(ctx, &host, reach, request.driver);
+    let mut candidate = [candidate(&host, reach, request.driver)];
+    with_pulse(ctx, &mut candidate);
+    let [mut candidate] = candidate;
     let uid = instance.uid().unwrap_or_default();
     let mut desk = ctx.desk();
-    candidate.used = desk.ledger.used_by_others(name, &uid);
+    candidate.used = desk.ledger.used_by_others(&uid)(name);
     match placement::check(&request, &candidate) {
         Ok(()) => {
             desk.ledger.assume(&uid, name, request.demand);
@@ -258,7 +263,16 @@ fn request<'a>(instance: &Instance, acceptance: &'a Acceptance) -> Request<'a> {
     }
 }
 
-fn candidate<'a>(ctx: &Context, host: &'a Host, reach: Reach, driver: Driver) -> Candidate<'a> {
+/// Hosts that have not been heard of lately are not ready, whatever they said last.
+fn with_pulse(ctx: &Context, candidates: &mut [Candidate<'_>]) {
+    let (pulse, now) = (ctx.pulse(), Instant::now());
+    for candidate in candidates {
+        candidate.ready &= !pulse.is_silent(candidate.name, now);
+    }
+}
+
+/// A host as it says of itself.
+fn candidate(host: &Host, reach: Reach, driver: Driver) -> Candidate<'_> {
     let spec = &host.spec;
     let status = host.status.as_ref();
     let name = host.metadata.name.as_deref().unwrap_or_default();
@@ -284,8 +298,7 @@ fn candidate<'a>(ctx: &Context, host: &'a Host, reach: Reach, driver: Driver) ->
         has_its_name: super::context::has_its_name(host),
         type_: spec.type_,
         offers_driver,
-        ready: status.is_some_and(|s| condition::is_true(&s.conditions, READY))
-            && !ctx.pulse().is_silent(name, Instant::now()),
+        ready: status.is_some_and(|s| condition::is_true(&s.conditions, READY)),
         has_room: super::context::has_room(host),
         memory_mib: declared(spec.memory_mib, capacity.map(|c| c.memory_mib)),
         disk_mib: declared(spec.disk_mib, capacity.map(|c| c.disk_mib)),

@@ -36,15 +36,15 @@ impl Ledger {
     }
 
     /// What is taken on a host by others than the Instance `uid`.
-    #[must_use]
-    pub fn used_by_others(&self, host: &str, uid: &str) -> Used {
-        let mut used = self.used(host);
-        if let Some(entry) = self.entries.get(uid)
-            && entry.host == host
-        {
-            used.remove(entry.demand);
+    pub fn used_by_others(&self, uid: &str) -> impl Fn(&str) -> Used {
+        let own = self.entries.get(uid);
+        move |host| {
+            let mut used = self.used(host);
+            if let Some(own) = own.filter(|own| own.host == host) {
+                used.remove(own.demand);
+            }
+            used
         }
-        used
     }
 
     /// Counts an Instance on a host before its binding is written.
@@ -173,8 +173,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::controller::placement::{Candidate, Reach, Request, place};
     use crate::controller::testing::Random;
     use serde_json::json;
+    use virtshell_crds::{Driver, HostType};
 
     fn instance(uid: &str, host: Option<&str>, memory: i64) -> Arc<Instance> {
         let finalizers: Vec<&str> = host.iter().map(|_| FINALIZER_DOMAIN).collect();
@@ -214,7 +216,7 @@ mod tests {
         ledger.observe(&seen(Some(bound.clone()), Some(unbound)));
         ledger.forget("u");
         assert_eq!(ledger.used("h").memory_mib, 100, "seen bound: not forgotten");
-        assert_eq!(ledger.used_by_others("h", "u"), Used::default());
+        assert_eq!(ledger.used_by_others("u")("h"), Used::default());
         assert!(ledger.observe(&seen(None, Some(bound))));
         assert_eq!(ledger.used("h"), Used::default());
         ledger.assume("v", "h", DEMAND);
@@ -229,6 +231,76 @@ mod tests {
         assert!(!ledger.observe(&seen(Some(small.clone()), None)));
         assert!(!ledger.observe(&seen(Some(big.clone()), Some(small.clone()))));
         assert!(ledger.observe(&seen(Some(small), Some(big))));
+    }
+
+    /// However late the watch shows what was decided, and whatever fails meanwhile, no host gets more than it has.
+    #[test]
+    fn decisions_that_the_watch_has_not_shown_are_not_made_twice() {
+        let room = |name, used: Used| Candidate {
+            name,
+            reach: Reach::Inside,
+            enabled: true,
+            has_its_name: true,
+            type_: HostType::GeneralPurpose,
+            offers_driver: true,
+            ready: true,
+            has_room: true,
+            memory_mib: 1000,
+            disk_mib: 10_000,
+            used,
+        };
+        for seed in 0..500 {
+            let random = &mut Random::new(seed);
+            let mut ledger = Ledger::default();
+            // Decided and written, but not shown yet.
+            let mut late: Vec<Arc<Instance>> = Vec::new();
+            let mut shown: Vec<Arc<Instance>> = Vec::new();
+            for n in 0..60 {
+                match random.below(4) {
+                    0 | 1 => {
+                        let uid = n.to_string();
+                        let memory_mib = random.below(500) as i64 + 1;
+                        let demand = Demand { memory_mib, ..DEMAND };
+                        let request = Request {
+                            environment: "e",
+                            driver: Driver::Kvm,
+                            host_type: HostType::GeneralPurpose,
+                            demand,
+                        };
+                        let hosts = ["x", "y"].map(|name| room(name, ledger.used_by_others(&uid)(name)));
+                        let Ok(host) = place(&request, &hosts) else {
+                            continue;
+                        };
+                        ledger.assume(&uid, host, demand);
+                        if random.below(5) == 0 {
+                            ledger.forget(&uid);
+                        } else {
+                            ledger.observe(&seen(Some(instance(&uid, None, memory_mib)), None));
+                            late.push(instance(&uid, Some(host), memory_mib));
+                        }
+                    }
+                    2 if !late.is_empty() => {
+                        let bound = late.swap_remove(random.below(late.len() as u64) as usize);
+                        ledger.observe(&seen(Some(bound.clone()), None));
+                        shown.push(bound);
+                    }
+                    3 if !shown.is_empty() => {
+                        let gone = shown.swap_remove(random.below(shown.len() as u64) as usize);
+                        ledger.observe(&seen(None, Some(gone)));
+                    }
+                    _ => {}
+                }
+                for host in ["x", "y"] {
+                    let there = late
+                        .iter()
+                        .chain(&shown)
+                        .filter(|i| i.spec.host.as_deref() == Some(host));
+                    let taken: i64 = there.filter_map(|i| i.spec.memory_mib).sum();
+                    assert!(taken <= 1000, "seed {seed}");
+                    assert_eq!(ledger.used(host).memory_mib, taken, "seed {seed}");
+                }
+            }
+        }
     }
 
     /// Whatever happens in whatever order, the sums are those of the entries.

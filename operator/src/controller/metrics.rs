@@ -7,6 +7,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+/// Upper bounds in seconds; a decision is to take less than the fourth.
+const PLACEMENT_BUCKETS: [f64; 9] = [
+    0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.01, 0.1,
+];
+
 /// A kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Kind {
@@ -33,6 +38,7 @@ pub struct Metrics {
     /// Seconds that placement decisions took, look-ups included.
     pub placement_seconds: Histogram,
     writes: Family<Kind, Counter>,
+    lists: Family<Kind, Counter>,
     watch_failures: Family<Kind, Counter>,
 }
 
@@ -45,8 +51,9 @@ impl Metrics {
             reconciles: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 4.0, 9))),
             placements: Family::default(),
-            placement_seconds: Histogram::new(exponential_buckets(0.000_01, 4.0, 9)),
+            placement_seconds: Histogram::new(PLACEMENT_BUCKETS),
             writes: Family::default(),
+            lists: Family::default(),
             watch_failures: Family::default(),
         };
         let m = metrics.clone();
@@ -71,6 +78,11 @@ impl Metrics {
         );
         registry.register("writes", "Writes to the API server, by kind of object", m.writes);
         registry.register(
+            "lists",
+            "Lists begun: one per kind and leadership, and one each time a watch cannot go on",
+            m.lists,
+        );
+        registry.register(
             "watch_failures",
             "Watches that failed and were started again",
             m.watch_failures,
@@ -94,6 +106,11 @@ impl Metrics {
     /// One write.
     pub fn wrote(&self, kind: &'static str) {
         self.writes.get_or_create(&Kind { kind }).inc();
+    }
+
+    /// One list.
+    pub fn listed(&self, kind: &'static str) {
+        self.lists.get_or_create(&Kind { kind }).inc();
     }
 
     /// One failed watch.

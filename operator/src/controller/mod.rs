@@ -270,9 +270,10 @@ fn follow_api<K: Cached>(
     let ctx = ctx.clone();
     team.spawn(async move {
         let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
+        let listed = || ctx.metrics.listed(kind);
         let failed = || ctx.metrics.watch_failed(kind);
         cache(&ctx)
-            .follow(api, config, |change| notify(&ctx, change), failed)
+            .follow(api, config, |change| notify(&ctx, change), listed, failed)
             .await;
     });
 }

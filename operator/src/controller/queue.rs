@@ -25,6 +25,9 @@ pub struct Queue<K> {
 
 struct State<K> {
     line: VecDeque<K>,
+    urgent: VecDeque<K>,
+    /// The last key that was taken was urgent.
+    was_urgent: bool,
     in_line: HashSet<K>,
     in_work: HashSet<K>,
     /// Added while in work.
@@ -41,6 +44,8 @@ impl<K> Default for Queue<K> {
         Self {
             state: Mutex::new(State {
                 line: VecDeque::new(),
+                urgent: VecDeque::new(),
+                was_urgent: false,
                 in_line: HashSet::new(),
                 in_work: HashSet::new(),
                 again: HashSet::new(),
@@ -68,6 +73,12 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.wake.notify_one();
     }
 
+    /// Puts a key in line, now, before those that are in line without urgency; they get every other turn.
+    pub fn add_urgent(&self, key: K) {
+        self.lock().add_urgent(key);
+        self.wake.notify_one();
+    }
+
     /// The next key, which is in work from now on: [`Queue::done`] or [`Queue::failed`] must follow.
     pub async fn next(&self) -> K {
         loop {
@@ -75,7 +86,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
                 let mut state = self.lock();
                 state.move_due(Instant::now());
                 if let Some(key) = state.take() {
-                    if !state.line.is_empty() {
+                    if state.len() > 0 {
                         self.wake.notify_one();
                     }
                     return key;
@@ -124,7 +135,7 @@ impl<K: Clone + Eq + Hash> Queue<K> {
     /// How many keys wait for their turn.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.lock().line.len()
+        self.lock().len()
     }
 
     /// Whether no key waits for its turn.
@@ -146,6 +157,18 @@ impl<K: Clone + Eq + Hash> State<K> {
         } else if self.in_line.insert(key.clone()) {
             self.line.push_back(key);
         }
+    }
+
+    fn add_urgent(&mut self, key: K) {
+        if self.in_work.contains(&key) {
+            self.again.insert(key);
+        } else if self.in_line.insert(key.clone()) {
+            self.urgent.push_back(key);
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.line.len() + self.urgent.len()
     }
 
     fn add_at(&mut self, key: K, at: Instant) {
@@ -172,7 +195,14 @@ impl<K: Clone + Eq + Hash> State<K> {
     }
 
     fn take(&mut self) -> Option<K> {
-        let key = self.line.pop_front()?;
+        let others_turn = self.was_urgent && !self.line.is_empty();
+        self.was_urgent = !others_turn && !self.urgent.is_empty();
+        let from = if self.was_urgent {
+            &mut self.urgent
+        } else {
+            &mut self.line
+        };
+        let key = from.pop_front()?;
         self.in_line.remove(&key);
         self.in_work.insert(key.clone());
         Some(key)
@@ -232,6 +262,25 @@ mod tests {
         );
         queue.add("good");
         assert_eq!(queue.next().await, "good");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_urgent_goes_first_and_every_other_turn_is_the_others() {
+        let queue = Queue::default();
+        for key in ["a", "b", "c"] {
+            queue.add(key);
+        }
+        for key in ["x", "y", "x", "a"] {
+            queue.add_urgent(key);
+        }
+        let mut order = Vec::new();
+        while !queue.is_empty() {
+            order.push(queue.next().await);
+        }
+        assert_eq!(order, ["x", "a", "y", "b", "c"]);
+        queue.add_urgent("a");
+        queue.done("a", None);
+        assert_eq!(queue.next().await, "a", "added during its work");
     }
 
     #[tokio::test(start_paused = true)]
