@@ -5,7 +5,7 @@
 //! Instance waiting for the same provisioner arrives at, so that they share it. What it depends on in its turn is its own
 //! affair: it waits the same way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use kube::ResourceExt;
@@ -41,33 +41,33 @@ pub enum Flaw {
     Missing(String),
 }
 
-/// Goes through all that `start` depends on; `find` looks a provisioner up.
-pub fn walk(start: &Provisioner, find: &dyn Fn(&str) -> Option<Arc<Provisioner>>) -> Result<(), Flaw> {
-    visit(start, find, &mut Vec::new(), &mut Vec::new())
-}
-
-fn visit(
-    at: &Provisioner,
-    find: &dyn Fn(&str) -> Option<Arc<Provisioner>>,
-    path: &mut Vec<(Option<String>, String)>,
-    done: &mut Vec<Option<String>>,
-) -> Result<(), Flaw> {
-    let uid = at.metadata.uid.clone();
-    if let Some(first) = path.iter().position(|(other, _)| *other == uid) {
-        let around = path[first..].iter().map(|(_, name)| name.clone());
-        return Err(Flaw::Cycle(around.chain([at.wire_name().to_owned()]).collect()));
-    }
-    if done.contains(&uid) {
-        return Ok(());
-    }
-    path.push((uid.clone(), at.wire_name().to_owned()));
-    for dependency in &at.spec.depends {
+/// Goes through all that `start` depends on, depth first and in the order of the lists; `find` looks a provisioner up.
+pub fn walk(start: &Arc<Provisioner>, find: &dyn Fn(&str) -> Option<Arc<Provisioner>>) -> Result<(), Flaw> {
+    // A chain may be as long as there are provisioners: no recursion. Each with how many of its list were seen to.
+    let mut path: Vec<(Arc<Provisioner>, usize)> = vec![(start.clone(), 0)];
+    let mut on_path = HashSet::from([start.uid()]);
+    let mut done = HashSet::new();
+    while let Some((at, seen)) = path.last_mut() {
+        let Some(dependency) = at.spec.depends.get(*seen) else {
+            on_path.remove(&at.uid());
+            done.insert(at.uid());
+            path.pop();
+            continue;
+        };
+        *seen += 1;
         let name = &dependency.provisioner;
         let next = find(name).ok_or_else(|| Flaw::Missing(name.clone()))?;
-        visit(&next, find, path, done)?;
+        if !on_path.insert(next.uid()) {
+            let around = path.iter().map(|(p, _)| p).skip_while(|p| p.uid() != next.uid());
+            let around = around.chain([&next]).map(|p| p.wire_name().to_owned());
+            return Err(Flaw::Cycle(around.collect()));
+        }
+        if done.contains(&next.uid()) {
+            on_path.remove(&next.uid());
+        } else {
+            path.push((next, 0));
+        }
     }
-    path.pop();
-    done.push(uid);
     Ok(())
 }
 

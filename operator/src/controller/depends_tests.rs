@@ -4,6 +4,7 @@
 )]
 
 use super::*;
+use crate::controller::testing::Random;
 use serde_json::{Value, json};
 
 fn provisioner(name: &str, depends: &[&str]) -> Arc<Provisioner> {
@@ -57,6 +58,75 @@ fn a_walk_finds_the_way_back_and_what_is_missing() {
         let find = |name: &str| all.iter().find(|p| p.name_any() == name).cloned();
         assert_eq!(walk(&all[0], &find), expected, "{rule}");
     }
+}
+
+/// A flaw is found exactly when there is one, and the way it names is there.
+#[test]
+fn whatever_depends_on_whatever_a_walk_ends_with_the_truth() {
+    for seed in 0..3000 {
+        let random = &mut Random::new(seed);
+        let count = random.below(7) + 1;
+        let all: Vec<_> = (0..count)
+            .map(|n| {
+                // The last name is nobody's.
+                let depends: Vec<_> = (0..random.below(3))
+                    .map(|_| {
+                        let names = count + u64::from(random.below(4) == 0);
+                        random.below(names).to_string()
+                    })
+                    .collect();
+                let depends: Vec<_> = depends.iter().map(String::as_str).collect();
+                provisioner(&n.to_string(), &depends)
+            })
+            .collect();
+        let find = |name: &str| all.iter().find(|p| p.name_any() == name).cloned();
+        let names = |p: &Provisioner| -> Vec<String> {
+            p.spec.depends.iter().map(|d| d.provisioner.clone()).collect()
+        };
+        // Who can be reached from whom, by as many steps as there are provisioners.
+        let reached = |from: &str| {
+            let mut reached: Vec<String> = names(&find(from).unwrap());
+            for _ in 0..count {
+                let more = reached.iter().filter_map(|name| find(name));
+                let more: Vec<String> = more.flat_map(|p| names(&p)).collect();
+                reached.extend(more);
+                reached.sort();
+                reached.dedup();
+            }
+            reached
+        };
+        let from_start = reached("0");
+        let is_missing = from_start.iter().any(|name| find(name).is_none());
+        let circles = |name: &str| find(name).is_some() && reached(name).iter().any(|n| n == name);
+        let has_cycle = circles("0") || from_start.iter().any(|name| circles(name));
+        match walk(&all[0], &find) {
+            Ok(()) => assert!(!is_missing && !has_cycle, "seed {seed}"),
+            Err(Flaw::Missing(name)) => {
+                assert!(find(&name).is_none() && from_start.contains(&name), "seed {seed}");
+            }
+            Err(Flaw::Cycle(path)) => {
+                assert!(
+                    path.len() > 1 && path.first() == path.last(),
+                    "seed {seed}: {path:?}"
+                );
+                for step in path.windows(2) {
+                    assert!(
+                        names(&find(&step[0]).unwrap()).contains(&step[1]),
+                        "seed {seed}: {path:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_chain_may_be_long() {
+    let all: Vec<_> = (0..20_000)
+        .map(|n| provisioner(&n.to_string(), &[&(n + 1).to_string()]))
+        .collect();
+    let find = |name: &str| all.get(name.parse::<usize>().ok()?).cloned();
+    assert_eq!(walk(&all[0], &find), Err(Flaw::Missing("20000".to_owned())));
 }
 
 fn instance(name: &str, phase: &str, status: Value) -> Arc<Instance> {

@@ -99,6 +99,7 @@ impl Pulse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::controller::testing::Random;
 
     fn renewed(second: i64) -> MicroTime {
         MicroTime(k8s_openapi::jiff::Timestamp::from_second(second).unwrap())
@@ -124,6 +125,43 @@ mod tests {
         assert!(pulse.is_silent("h", at(43)), "meeting again is no sign of life");
         assert!(pulse.beat("h", Some(&renewed(4)), at(50)), "back");
         assert!(!pulse.is_silent("h", at(89)));
+    }
+
+    /// Silent is who has not changed the Lease for too long since the last change, or since it was first met.
+    #[test]
+    fn whatever_is_seen_when_the_last_change_counts() {
+        let start = Instant::now();
+        for seed in 0..1000 {
+            let random = &mut Random::new(seed);
+            let (mut pulse, mut now) = (Pulse::default(), start);
+            let mut shown: Option<i64> = None;
+            let mut alive_at: Option<Instant> = None;
+            for _ in 0..40 {
+                now += Duration::from_secs(random.below(30));
+                let was_silent = alive_at.is_none_or(|at| now >= at + SILENCE);
+                match random.below(4) {
+                    0 => {
+                        pulse.meet("h", now);
+                        alive_at.get_or_insert(now);
+                    }
+                    1 => {
+                        let lease = random.below(3) as i64;
+                        let returned = pulse.beat("h", Some(&renewed(lease)), now);
+                        let changed = shown.replace(lease) != Some(lease);
+                        assert_eq!(returned, changed && was_silent, "seed {seed}");
+                        alive_at = if changed { Some(now) } else { alive_at };
+                    }
+                    2 => {
+                        pulse.beat("other", Some(&renewed(random.below(9) as i64)), now);
+                    }
+                    _ => {}
+                }
+                let left = alive_at.and_then(|at| (at + SILENCE).checked_duration_since(now));
+                let left = left.filter(|left| !left.is_zero());
+                assert_eq!(pulse.until_silent("h", now), left, "seed {seed}");
+                assert_eq!(pulse.is_silent("h", now), left.is_none(), "seed {seed}");
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::controller::testing::Random;
 
 fn instance(spec: Value, status: Value) -> Instance {
     let mut full = json!({"blank": true});
@@ -404,5 +405,88 @@ fn a_launch_succeeds_when_enough_run_and_nobody_is_on_the_way() {
         let names = ["a", "b", "c"].map(str::to_owned);
         let children: Vec<_> = names.into_iter().zip(children.into_iter().cloned()).collect();
         assert_eq!(launched(launch, &children), expected, "{rule}");
+    }
+}
+
+fn any_standing(random: &mut Random) -> Standing {
+    match random.below(6) {
+        0 => Standing::Act,
+        1 => pending("dispatching", if random.below(2) == 0 { "" } else { "no room" }),
+        2 => working("creating", ""),
+        3 => Standing::Failed("no".to_owned()),
+        _ => Standing::Succeeded,
+    }
+}
+
+fn some_standings(random: &mut Random) -> Vec<(String, Standing)> {
+    (0..=random.below(5))
+        .map(|n| (n.to_string(), any_standing(random)))
+        .collect()
+}
+
+/// Whatever targets show: a Task succeeds only if all do, ends only when all have or it is late, and loses no target.
+#[test]
+fn a_task_is_what_its_targets_are() {
+    for seed in 0..5000 {
+        let random = &mut Random::new(seed);
+        let mut targets = some_standings(random);
+        let overdue = random.below(4) == 0;
+        let whole = outcome(&targets, overdue, 60);
+        let count = |is: &dyn Fn(&Standing) -> bool| targets.iter().filter(|(_, s)| is(s)).count() as i32;
+        let succeeded = count(&|s| *s == Standing::Succeeded);
+        let failed = count(&|s| matches!(s, Standing::Failed(_)));
+        let total = targets.len() as i32;
+        let unfinished = total - succeeded - failed;
+        let idle = count(&|s| matches!(s, Standing::Act | Standing::Pending(_)));
+        let expected = match (unfinished, failed) {
+            (0, 0) => TaskState::Succeeded,
+            (0, _) => TaskState::Failed,
+            _ if overdue => TaskState::Failed,
+            _ if idle == total => TaskState::Pending,
+            _ => TaskState::InProgress,
+        };
+        assert_eq!(whole.state, expected, "seed {seed}: {targets:?}");
+        let given_up = if overdue { unfinished } else { 0 };
+        let counts = &whole.counts;
+        assert_eq!(
+            (counts.targets, counts.succeeded, counts.failed),
+            (total, succeeded, failed + given_up),
+            "seed {seed}"
+        );
+        targets.reverse();
+        let again = outcome(&targets, overdue, 60);
+        assert_eq!(
+            (again.state, again.counts),
+            (whole.state, whole.counts),
+            "seed {seed}"
+        );
+    }
+}
+
+/// Whatever children show: a launch fails exactly when too few are left that can run, and succeeds exactly when enough run and
+/// nobody is on the way.
+#[test]
+fn a_launch_is_what_its_children_are() {
+    for seed in 0..5000 {
+        let random = &mut Random::new(seed);
+        let children = some_standings(random);
+        let max = children.len() as i32;
+        let min = random.below(max as u64) as i32 + 1;
+        let count = |is: &dyn Fn(&Standing) -> bool| children.iter().filter(|(_, s)| is(s)).count() as i32;
+        let done = count(&|s| *s == Standing::Succeeded);
+        let failed = count(&|s| matches!(s, Standing::Failed(_)));
+        let waiting = count(&|s| matches!(s, Standing::Pending(p) if !p.log.is_empty()));
+        let on_the_way = max - done - failed - waiting;
+        let whole = launched(Launch { min, max }, &children);
+        assert_eq!(
+            matches!(whole, Standing::Failed(_)),
+            max - failed < min,
+            "seed {seed}: {children:?}"
+        );
+        assert_eq!(
+            whole == Standing::Succeeded,
+            max - failed >= min && on_the_way == 0 && done >= min,
+            "seed {seed}: {children:?}"
+        );
     }
 }
