@@ -4,8 +4,11 @@
 //! - [`identity`]: clients that are a service account, so that RBAC and the admission policies apply, and a node agent
 //!   played by the test.
 //! - [`program`]: the programs under test, with their logs.
+//! - [`controller`]: a cluster controller under test.
 //! - [`requests`]: what the API server counted.
+//! - [`process`]: what a process takes.
 //! - [`system`]: everything, as `hack/up.sh` brings it up.
+//! - [`fleet`]: many node agents without libvirt, in this process.
 //! - [`farm`]: hosts of their own, each with a libvirt that may be killed.
 //! - [`console`]: the commands that the documents show.
 //! - [`wait`]: waiting for a state, never for a time.
@@ -14,12 +17,15 @@
 
 pub mod console;
 pub mod control_plane;
+pub mod controller;
 pub mod farm;
+pub mod fleet;
 pub mod identity;
 pub mod kubectl;
 pub mod leftovers;
 pub mod level;
 pub mod ports;
+pub mod process;
 pub mod program;
 pub mod requests;
 pub mod schema;
@@ -28,7 +34,9 @@ pub mod wait;
 pub mod watchdog;
 
 pub use control_plane::ControlPlane;
+pub use controller::Controller;
 pub use farm::Farm;
+pub use fleet::Fleet;
 pub use kubectl::Kubectl;
 pub use requests::Requests;
 pub use wait::wait_for;

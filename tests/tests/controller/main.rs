@@ -2,8 +2,10 @@
 //!
 //! - [`world`]: a namespace with an Environment and hosts of its own, and what agents do there.
 //! - `dependencies`: what an Instance waits for.
+//! - `failover`: several controllers, of which one is killed, stopped or started again.
 //! - `housekeeping`: names, nodes, keys, deletion.
 //! - `launches`: groups of Instances.
+//! - `silence`: hosts that are not heard of.
 //! - `tasks`: work that hosts do inside guests.
 
 #![expect(
@@ -11,7 +13,9 @@
     reason = "a test fails by panicking, also in its helpers"
 )]
 mod dependencies;
+mod failover;
 mod housekeeping;
 mod launches;
+mod silence;
 mod tasks;
 mod world;
