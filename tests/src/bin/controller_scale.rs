@@ -1,0 +1,293 @@
+//! How the controller behaves with ten thousand Instances on a hundred hosts: the time each takes as they become more, what it
+//! writes, what a decision takes, its memory, and how long a cluster is without one when it is killed. The agents are a
+//! model ([`Fleet`]); everything else is real, on a control plane of its own.
+//!
+//! `make scale-controller` builds and runs it: `controller_scale [HOSTS] [INSTANCES]`, by default 100 and 10000.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::api::{Api, ListParams, PostParams};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+use virtshell_crds::{HostSpec, Instance};
+use virtshell_tests::controller::Metrics;
+use virtshell_tests::process::{cpu_seconds, peak_kib, resident_kib};
+use virtshell_tests::{ControlPlane, Controller, Fleet, Requests};
+
+const NAMESPACE: &str = "virtshell";
+/// Instances that are not Ready yet, at most: enough to keep the API server busy, and no backlog that hides what one costs.
+const WINDOW: usize = 64;
+/// Requests in flight of the one who creates.
+const IN_FLIGHT: usize = 16;
+/// Longer than anything here may take.
+const PATIENCE: Duration = Duration::from_mins(20);
+/// Points in time that the line is laid through.
+const SAMPLES: usize = 40;
+/// How long standing still is watched.
+const STILL: Duration = Duration::from_mins(1);
+/// Memory of every host in MiB: more than its share of Instances takes, so that sums are kept and nobody waits.
+const HOST_MEMORY_MIB: i64 = 65_536;
+/// Instances that are on their way when the leader is killed.
+const IN_WORK: usize = 200;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |default: usize| arguments.next().map_or(Ok(default), |n| n.parse());
+    let usage = "usage: controller_scale [HOSTS] [INSTANCES]";
+    let hosts = number(100).context(usage)?;
+    let instances = number(10_000).context(usage)?;
+    let control_plane = ControlPlane::start()?;
+    let world = World::start(&control_plane, hosts).await?;
+    world.grow(instances).await?;
+    world.stand_still().await?;
+    world.relist().await?;
+    world.fail_over(instances).await
+}
+
+/// The program beside this one.
+fn operator() -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("virtshell-operator");
+    ensure!(path.exists(), "{} has not been built: make build", path.display());
+    Ok(path)
+}
+
+struct World<'a> {
+    control_plane: &'a ControlPlane,
+    client: Client,
+    fleet: Fleet,
+    leader: Controller,
+}
+
+impl<'a> World<'a> {
+    async fn start(control_plane: &'a ControlPlane, hosts: usize) -> Result<Self> {
+        for object in [
+            json!({"kind": "Section", "metadata": {"name": "default"}, "spec": {"description": "scale"}}),
+            json!({"kind": "Environment", "metadata": {"name": "default", "namespace": NAMESPACE}, "spec": {"section": "default"}}),
+        ] {
+            let mut object = object;
+            object["apiVersion"] = virtshell_crds::API_VERSION.into();
+            control_plane
+                .kubectl()
+                .ok_with(["apply", "-f", "-"], &object.to_string())?;
+        }
+        let leader = Controller::start(control_plane, &operator()?, "controller-1").await?;
+        let spec = HostSpec {
+            enabled: true,
+            section: Some("default".to_owned()),
+            ..HostSpec::default()
+        };
+        let fleet = Fleet::join(control_plane, "host", hosts, &spec, HOST_MEMORY_MIB).await?;
+        Ok(Self {
+            client: control_plane.admin().await?,
+            control_plane,
+            fleet,
+            leader,
+        })
+    }
+
+    fn instances(&self) -> Api<Instance> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    async fn create(&self, name: String) -> Result<Instance> {
+        let object = serde_json::from_value(json!({
+            "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"blank": true, "driver": "kvm", "cpus": 1, "memoryMiB": 32, "diskMiB": 16},
+        }))?;
+        Ok(self.instances().create(&PostParams::default(), &object).await?)
+    }
+
+    /// Creates Instances, never more than [`WINDOW`] ahead of those that are Ready.
+    async fn grow(&self, instances: usize) -> Result<()> {
+        let before = (
+            Requests::so_far(self.control_plane)?,
+            self.leader.metrics().await?,
+        );
+        let (agents, cpu) = (self.fleet.writes(), cpu_seconds(self.leader.program.pid())?);
+        let began = Instant::now();
+        let creations = stream::iter(0..instances).map(|n| async move {
+            self.fleet.until_ready(n.saturating_sub(WINDOW), PATIENCE).await?;
+            self.create(format!("scale-{n}")).await
+        });
+        let samples = async {
+            let mut samples = Vec::new();
+            for count in (1..=SAMPLES).map(|n| instances * n / SAMPLES) {
+                self.fleet.until_ready(count, PATIENCE).await?;
+                samples.push((count as f64, began.elapsed().as_secs_f64()));
+            }
+            Ok::<_, anyhow::Error>(samples)
+        };
+        let creations = creations
+            .buffer_unordered(IN_FLIGHT)
+            .try_for_each(|_| async { Ok(()) });
+        let ((), samples) = tokio::try_join!(creations, samples)?;
+        self.fleet.until_ready(instances, PATIENCE).await?;
+
+        for tenths in [1, 3, 10] {
+            let (n, seconds) = samples[SAMPLES * tenths / 10 - 1];
+            println!(
+                "{n:>6} Instances Ready after      {seconds:>8.1} s: {:.2} ms each",
+                seconds * 1000.0 / n
+            );
+        }
+        let fit = Fit::of(&samples);
+        println!(
+            "linear fit                       {:.2} ms for each Instance {:+.1} s, R\u{b2} = {:.5}",
+            fit.slope * 1000.0,
+            fit.offset,
+            fit.r_squared
+        );
+
+        let after = self.leader.metrics().await?;
+        let cpu = cpu_seconds(self.leader.program.pid())? - cpu;
+        println!(
+            "controller's CPU                 {:>8.2} ms for each Instance",
+            cpu * 1000.0 / instances as f64
+        );
+        let requests = Requests::so_far(self.control_plane)?.since(&before.0);
+        let agents = self.fleet.writes() - agents;
+        let others = requests.writes("instances") - instances as u64 - agents;
+        println!(
+            "writes to Instances              {:.4} each by the controller, its binding among them ({:.4} by its own count)",
+            others as f64 / instances as f64,
+            (after.with("writes_total", INSTANCE) - before.1.with("writes_total", INSTANCE))
+                / instances as f64
+        );
+        println!("all requests                     {requests}");
+        decisions(&after);
+        Ok(())
+    }
+
+    /// What is written, and what it costs, when nothing happens.
+    async fn stand_still(&self) -> Result<()> {
+        // Sums are written once in five seconds; the last may be due.
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let pid = self.leader.program.pid();
+        let before = (
+            Requests::so_far(self.control_plane)?,
+            self.leader.metrics().await?,
+            cpu_seconds(pid)?,
+        );
+        tokio::time::sleep(STILL).await;
+        let requests = Requests::so_far(self.control_plane)?.since(&before.0);
+        let metrics = self.leader.metrics().await?;
+        println!(
+            "standing still for {STILL:?}          {} writes to Instances, {} by the controller to anything but its Lease; {:.2} % of a core",
+            requests.writes("instances"),
+            metrics.sum("writes_total") - before.1.sum("writes_total"),
+            (cpu_seconds(pid)? - before.2) * 100.0 / STILL.as_secs_f64()
+        );
+        println!(
+            "controller's memory              {:>8.1} MiB now, {:.1} MiB at most so far",
+            mib(resident_kib(pid)?),
+            mib(peak_kib(pid)?)
+        );
+        Ok(())
+    }
+
+    /// The API server forgets its watches: everything is listed anew.
+    async fn relist(&self) -> Result<()> {
+        let pid = self.leader.program.pid();
+        let lists = self.leader.metrics().await?.with("lists_total", INSTANCE);
+        self.control_plane.stop_api_server()?;
+        self.control_plane.start_api_server()?;
+        let began = Instant::now();
+        while began.elapsed() < STILL {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let lists = self.leader.metrics().await?.with("lists_total", INSTANCE) - lists;
+        println!(
+            "after a restart of the API server{:>8.1} MiB now, {:.1} MiB at most ({lists} list of Instances by it)",
+            mib(resident_kib(pid)?),
+            mib(peak_kib(pid)?)
+        );
+        Ok(())
+    }
+
+    /// The leader is killed in the middle of its work, with another one waiting.
+    async fn fail_over(mut self, instances: usize) -> Result<()> {
+        let second = Controller::start(self.control_plane, &operator()?, "controller-2").await?;
+        let creations = stream::iter(0..IN_WORK)
+            .map(|n| self.create(format!("work-{n}")))
+            .buffer_unordered(IN_FLIGHT)
+            .try_for_each(|_| async { Ok(()) });
+        let begun = self.fleet.until_ready(instances + IN_WORK / 4, PATIENCE);
+        tokio::try_join!(creations, begun)?;
+        self.leader.program.signal("KILL")?;
+        let killed = Instant::now();
+        let done_before = self.fleet.ready() - instances;
+        let probe = self.create("probe".to_owned()).await?;
+        second.until_leading(PATIENCE).await?;
+        let leading = killed.elapsed();
+        self.fleet.until_ready(instances + IN_WORK + 1, PATIENCE).await?;
+        let since = self.fleet.ready_since(&probe.uid().unwrap_or_default());
+        let first = since.context("the probe is Ready")?.duration_since(killed);
+        let pid = second.program.pid();
+        println!(
+            "leader killed, {done_before} of {IN_WORK} done      another one leads after {:.1} s, what was asked meanwhile is Ready after {:.1} s",
+            leading.as_secs_f64(),
+            first.as_secs_f64()
+        );
+        self.leader = second;
+        self.fleet.ensure_nothing_ran_twice()?;
+        let listed = self.instances().list_metadata(&ListParams::default()).await?;
+        let (there, expected) = (listed.items.len(), instances + IN_WORK + 1);
+        ensure!(there == expected, "{there} Instances are there, not {expected}");
+        println!("nothing lost or doubled          {there} Instances, each Ready on one host");
+        println!(
+            "second controller's memory       {:>8.1} MiB now, {:.1} MiB at most, its lists included",
+            mib(resident_kib(pid)?),
+            mib(peak_kib(pid)?)
+        );
+        Ok(())
+    }
+}
+
+const INSTANCE: &str = "kind=\"Instance\"";
+
+/// How long decisions of placement took, by the controller's own histogram.
+fn decisions(metrics: &Metrics) {
+    let count = metrics.sum("placement_seconds_count");
+    let mean = metrics.sum("placement_seconds_sum") / count;
+    let below = metrics.with("placement_seconds_bucket", "le=\"0.0001\"") / count;
+    println!(
+        "a decision of placement          {:>8.1} \u{b5}s on average, {:.2} % below 100 \u{b5}s (n={count})",
+        mean * 1e6,
+        below * 100.0
+    );
+}
+
+/// The straight line closest to the samples (least squares).
+struct Fit {
+    slope: f64,
+    offset: f64,
+    r_squared: f64,
+}
+
+impl Fit {
+    fn of(samples: &[(f64, f64)]) -> Self {
+        let n = samples.len() as f64;
+        let mean = |f: fn(&(f64, f64)) -> f64| samples.iter().map(f).sum::<f64>() / n;
+        let (x, y) = (mean(|s| s.0), mean(|s| s.1));
+        let covariance: f64 = samples.iter().map(|s| (s.0 - x) * (s.1 - y)).sum();
+        let (vx, vy): (f64, f64) = (
+            samples.iter().map(|s| (s.0 - x).powi(2)).sum(),
+            samples.iter().map(|s| (s.1 - y).powi(2)).sum(),
+        );
+        let slope = covariance / vx;
+        Self {
+            slope,
+            offset: y - slope * x,
+            r_squared: covariance.powi(2) / (vx * vy),
+        }
+    }
+}
+
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
