@@ -11,6 +11,14 @@ pub fn child_name(parent: &str, n: i32) -> String {
     format!("{parent}_{n}")
 }
 
+/// The wire name of the launch parent that would have a child of this name.
+#[must_use]
+pub fn parent_name(child: &str) -> Option<&str> {
+    let (parent, number) = child.rsplit_once('_')?;
+    let n = number.parse::<i32>().ok().filter(|n| *n > 0)?;
+    (child_name(parent, n) == child).then_some(parent)
+}
+
 /// What a launch parent was accepted with; `None` for any other Instance, and before it is accepted.
 #[must_use]
 pub fn of_parent(instance: &Instance) -> Option<Launch> {
@@ -35,6 +43,22 @@ pub fn phase(phases: impl IntoIterator<Item = Phase>) -> Option<Phase> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_child_is_named_after_its_parent() {
+        for (child, parent) in [
+            ("web_1", Some("web")),
+            ("web_2_10", Some("web_2")),
+            ("web", None),
+            ("web_0", None),
+            ("web_-1", None),
+            ("web_01", None),
+            ("web_x", None),
+        ] {
+            assert_eq!(parent_name(child), parent, "{child}");
+        }
+        assert_eq!(parent_name(&child_name("a b", 7)), Some("a b"));
+    }
 
     #[test]
     fn a_group_is_as_far_as_its_least() {

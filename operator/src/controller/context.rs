@@ -17,7 +17,7 @@ use virtshell_crds::condition::{self, ACCEPTED, IMAGE_READY, READY, SCHEDULED, S
 use virtshell_crds::file::FileContent;
 use virtshell_crds::{
     Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User,
-    resolve,
+    launch, resolve,
 };
 
 use super::accept::{References, environment_name, frozen};
@@ -384,8 +384,12 @@ impl Context {
                 .as_ref()
                 .is_none_or(|new| new.wire_name() != old.wire_name())
         {
-            for other in self.instances.namesakes(&key.namespace, old.wire_name()) {
-                self.queue.add(Key::Instance(ObjectKey::of(&*other)));
+            let name = old.wire_name();
+            // A launch may want it for its child.
+            for name in [Some(name), launch::parent_name(name)].into_iter().flatten() {
+                for other in self.instances.namesakes(&key.namespace, name) {
+                    self.queue.add(Key::Instance(ObjectKey::of(&*other)));
+                }
             }
         }
         let sides = [change.old.as_ref(), change.new.as_ref()];

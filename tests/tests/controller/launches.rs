@@ -184,5 +184,13 @@ async fn a_name_that_is_taken_is_said() -> anyhow::Result<()> {
         accepted.is_some_and(|c| c.reason == "NameConflict" && c.message == "instance web_2 already exists")
     };
     w.until("web", "to be refused", refused).await?;
+    // It heals when the name is free.
+    w.patch::<Instance>(
+        &virtshell_crds::names::object_name("web_2"),
+        json!({"spec": {"displayName": "other"}}),
+    )
+    .await?;
+    let launched = |i: &Instance| i.status.as_ref().is_some_and(|s| s.children.len() == 2);
+    w.until("web", "to be launched", launched).await?;
     Ok(())
 }

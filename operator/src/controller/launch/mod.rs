@@ -27,7 +27,8 @@ use group::Group;
 
 /// Names that are tried for a child; more than one is taken only where objects were renamed.
 const CANDIDATES: u32 = 4;
-/// How long until a name that is taken is tried again: nobody tells when it is free.
+/// How long until a name that is taken is tried again at the latest: that the name of an object is free, and not its wire name,
+/// nobody tells.
 const TAKEN: Duration = Duration::from_mins(1);
 
 const OWNED: [&str; 9] = [
