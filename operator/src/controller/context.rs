@@ -10,10 +10,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::{Client, Resource, ResourceExt};
+use kube::{Client, ResourceExt};
 use tokio::time::Instant;
-use virtshell_crds::condition::{self, ACCEPTED, IMAGE_READY, READY, SCHEDULED, STORAGE_HEALTHY, Status};
+use virtshell_crds::condition::{ACCEPTED, IMAGE_READY, READY, SCHEDULED};
 use virtshell_crds::file::FileContent;
 use virtshell_crds::{
     Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User,
@@ -31,7 +30,8 @@ use super::ledger;
 use super::metrics::Metrics;
 use super::pulse::Pulse;
 use super::queue::Queue;
-use super::{task, wire_name};
+use super::roster::{Offer, Roster};
+use super::task;
 
 /// Sums over many Instances (a host's `allocated`, an environment's count) are written at most this often.
 pub const SUM_PERIOD: Duration = Duration::from_secs(5);
@@ -137,6 +137,8 @@ pub struct Context {
     pub assignments: Cache<TaskAssignment>,
     /// How long finished Tasks are kept.
     pub task_retention: Duration,
+    /// What hosts offer.
+    pub roster: Roster,
     desk: Arc<Mutex<Desk>>,
     task_index: Arc<Mutex<task::Index>>,
     parts: Arc<Mutex<task::assign::Index>>,
@@ -185,6 +187,7 @@ impl Context {
             tasks: Cache::tracked(move |change| lock(&index).observe(change)),
             assignments: Cache::tracked(move |change| lock(&assigned).observe(change)),
             task_retention,
+            roster: Roster::default(),
             desk,
             task_index,
             parts,
@@ -554,7 +557,8 @@ impl Context {
         }
         self.queue.add(Key::Host(key));
         self.named_changed(&self.hosts, change, Key::Host);
-        if change.old.as_deref().map(placement_view) != change.new.as_deref().map(placement_view) {
+        if change.old.as_deref().map(Offer::of) != change.new.as_deref().map(Offer::of) {
+            self.roster.forget();
             self.wake(&self.desk().unscheduled);
         }
         if change.old.as_deref().map(|h| (&h.spec.section, h.wire_name()))
@@ -700,37 +704,6 @@ pub fn cluster_key(name: &str) -> ObjectKey {
         namespace: String::new(),
         name: name.to_owned(),
     }
-}
-
-/// The part of a Host that placement looks at.
-fn placement_view(host: &Host) -> impl PartialEq + '_ {
-    let status = host.status.as_ref();
-    (
-        &host.spec,
-        host.meta().deletion_timestamp.is_some(),
-        status.map(|s| (&s.capacity, &s.drivers)),
-        status.is_some_and(|s| condition::is_true(&s.conditions, READY)),
-        has_its_name(host),
-        has_room(host),
-    )
-}
-
-/// Whether a host's name is its own. One that has not been looked at has it.
-#[must_use]
-pub fn has_its_name(host: &Host) -> bool {
-    let said = find_condition(host, ACCEPTED);
-    said.is_none_or(|said| said.reason != wire_name::NAME_CONFLICT)
-}
-
-/// Whether a host's disks are not nearly full. One that has not said so is not.
-#[must_use]
-pub fn has_room(host: &Host) -> bool {
-    let said = find_condition(host, STORAGE_HEALTHY);
-    said.is_none_or(|said| said.status != Status::False.as_str())
-}
-
-fn find_condition<'a>(host: &'a Host, type_: &str) -> Option<&'a Condition> {
-    condition::find(&host.status.as_ref()?.conditions, type_)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,11 +7,12 @@ use std::time::Duration;
 use kube::ResourceExt;
 use kube::api::Api;
 use serde_json::{Value, json};
-use virtshell_crds::{Environment, Host, MANAGER_CONTROLLER, Section};
+use virtshell_crds::{Environment, MANAGER_CONTROLLER, Section};
 
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
 use super::placement::Reach;
+use super::roster::Offer;
 use super::write::{self, Error};
 use super::{guard, wire_name};
 use crate::status::differs;
@@ -46,16 +47,9 @@ impl<'a> Territory<'a> {
     }
 
     /// Whether it has this host.
-    pub fn reach(&mut self, host: &Host) -> Reach {
-        let own = host.metadata.name.as_deref();
-        let named = self.named.contains(host.wire_name()) || own.is_some_and(|own| self.named.contains(own));
-        if named
-            || host
-                .spec
-                .section
-                .as_deref()
-                .is_some_and(|name| self.is_ours(name))
-        {
+    pub fn reach(&mut self, host: &Offer) -> Reach {
+        let named = self.named.contains(host.wire_name.as_str()) || self.named.contains(host.name.as_str());
+        if named || host.section.as_deref().is_some_and(|name| self.is_ours(name)) {
             Reach::Inside
         } else {
             Reach::Outside
@@ -86,7 +80,7 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
     };
     let hosts = ctx.hosts.all();
     let hosts = hosts.iter().filter(|host| is_meant(host.spec.section.as_deref()));
-    let hosts = names(hosts);
+    let hosts = sorted(hosts.map(|host| host.wire_name()));
     let environments = ctx.environments.all();
     let users = environments
         .iter()
@@ -119,9 +113,8 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
     Ok(())
 }
 
-/// The names people know hosts by, sorted.
-fn names<'a>(hosts: impl Iterator<Item = &'a Arc<Host>>) -> Vec<String> {
-    let mut names: Vec<String> = hosts.map(|host| host.wire_name().to_owned()).collect();
+fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut names: Vec<String> = names.map(str::to_owned).collect();
     names.sort_unstable();
     names
 }
@@ -162,8 +155,11 @@ fn environment_status(
     user: Option<&str>,
 ) -> Value {
     let mut territory = Territory::of(ctx, Some(environment));
-    let hosts = ctx.hosts.all();
-    let hosts = names(hosts.iter().filter(|host| territory.reach(host) == Reach::Inside));
+    let offers = ctx.roster.of(&ctx.hosts);
+    let hosts = offers
+        .iter()
+        .filter(|host| territory.reach(host) == Reach::Inside);
+    let hosts = sorted(hosts.map(|host| host.wire_name.as_str()));
     let section = environment.spec.section.as_deref();
     let missing = section.filter(|name| ctx.sections.find("", name).is_none());
     let missing = missing.map(|name| ("SectionNotFound", format!("section {name} not found")));

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, Status};
 use virtshell_crds::{
-    Driver, FINALIZER_DOMAIN, Host, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase,
+    Driver, FINALIZER_DOMAIN, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase,
 };
 
 use super::accept::{self, Acceptance, Refusal};
@@ -23,7 +23,8 @@ use super::depends;
 use super::events::Level;
 use super::grouping::Territory;
 use super::ledger;
-use super::placement::{self, Candidate, Reach, Request};
+use super::placement::{self, Candidate, Request};
+use super::roster::Offer;
 use super::write::{self, Error};
 use crate::status::differs;
 
@@ -194,11 +195,11 @@ fn clone_host(source: &str, host: Option<String>, pinned: Option<&str>) -> Resul
 fn choose(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placement {
     let request = request(instance, acceptance);
     let environment = ctx.environment_of(instance);
-    let hosts = ctx.hosts.all();
+    let offers = ctx.roster.of(&ctx.hosts);
     let mut territory = Territory::of(ctx, environment.as_deref());
-    let mut candidates: Vec<Candidate<'_>> = hosts
+    let mut candidates: Vec<Candidate<'_>> = offers
         .iter()
-        .map(|host| candidate(host, territory.reach(host), request.driver))
+        .map(|offer| offer.candidate(territory.reach(offer), request.driver))
         .collect();
     with_pulse(ctx, &mut candidates);
     let uid = instance.uid().unwrap_or_default();
@@ -229,8 +230,9 @@ fn check_pinned(ctx: &Context, instance: &Instance, acceptance: &Acceptance, nam
     };
     let request = request(instance, acceptance);
     let environment = ctx.environment_of(instance);
-    let reach = Territory::of(ctx, environment.as_deref()).reach(&host);
-    let mut candidate = [candidate(&host, reach, request.driver)];
+    let offer = Offer::of(&host);
+    let reach = Territory::of(ctx, environment.as_deref()).reach(&offer);
+    let mut candidate = [offer.candidate(reach, request.driver)];
     with_pulse(ctx, &mut candidate);
     let [mut candidate] = candidate;
     let uid = instance.uid().unwrap_or_default();
@@ -268,41 +270,6 @@ fn with_pulse(ctx: &Context, candidates: &mut [Candidate<'_>]) {
     let (pulse, now) = (ctx.pulse(), Instant::now());
     for candidate in candidates {
         candidate.ready &= !pulse.is_silent(candidate.name, now);
-    }
-}
-
-/// A host as it says of itself.
-fn candidate(host: &Host, reach: Reach, driver: Driver) -> Candidate<'_> {
-    let spec = &host.spec;
-    let status = host.status.as_ref();
-    let name = host.metadata.name.as_deref().unwrap_or_default();
-    let capacity = status.and_then(|s| s.capacity.as_ref());
-    let offers_driver = if spec.drivers.is_empty() {
-        status.is_some_and(|s| s.drivers.contains(&driver))
-    } else {
-        spec.drivers
-            .iter()
-            .any(|d| d.0.eq_ignore_ascii_case(driver.as_str()))
-    };
-    let declared = |own: i64, reported: Option<i64>| {
-        if own > 0 {
-            own
-        } else {
-            reported.unwrap_or_default()
-        }
-    };
-    Candidate {
-        name,
-        reach,
-        enabled: spec.enabled && host.metadata.deletion_timestamp.is_none(),
-        has_its_name: super::context::has_its_name(host),
-        type_: spec.type_,
-        offers_driver,
-        ready: status.is_some_and(|s| condition::is_true(&s.conditions, READY)),
-        has_room: super::context::has_room(host),
-        memory_mib: declared(spec.memory_mib, capacity.map(|c| c.memory_mib)),
-        disk_mib: declared(spec.disk_mib, capacity.map(|c| c.disk_mib)),
-        used: placement::Used::default(),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod node_name;
 pub mod placement;
 pub mod pulse;
 pub mod queue;
+pub mod roster;
 pub mod task;
 #[cfg(test)]
 mod testing;
