@@ -16,6 +16,7 @@ pub mod instances;
 mod kind;
 pub mod names;
 pub mod objects;
+pub mod outcomes;
 pub mod permissions;
 pub mod placement;
 pub mod power;

@@ -251,6 +251,42 @@ fn results_are_those_of_the_hosts() {
 }
 
 #[test]
+fn what_no_host_was_given_is_a_result_too() {
+    row(async |w| {
+        let body = json!({"instances": ["WebServer", "WebServer001"]});
+        let id = w.post("B1/instances/stop_instance", &body).json()["task"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let path = format!("B1/tasks/{id}");
+        let name = w.store.tasks.by_uid(&id).unwrap().metadata.name.clone().unwrap();
+        let refused = json!({"observedRetry": 0, "state": "Failed", "log": "0 of 2 targets succeeded",
+            "refused": [{"name": object_name("WebServer001"), "message": "instance WebServer001 is not running"}]});
+        // As the controller does.
+        w.api::<Task>()
+            .patch_status(
+                &name,
+                &PatchParams::default(),
+                &Patch::Merge(json!({"status": refused})),
+            )
+            .await
+            .unwrap();
+        let uuid = w.get("B1/instances/WebServer001").json()["uuid"].clone();
+        let expected = json!([{"name": "WebServer001", "id": uuid, "status": "failed",
+            "reason": "instance WebServer001 is not running"}]);
+        w.until("the refusal is shown", || {
+            w.get(&path).json()["results"] == expected
+        })
+        .await;
+        w.put(&path, &json!({"status": "pending"})).ok("update");
+        assert!(
+            w.get(&path).json()["results"].is_null(),
+            "it belongs to the first try"
+        );
+    });
+}
+
+#[test]
 fn tasks_belong_to_their_maker() {
     row(async |w| {
         let body = json!({"description": "mine"});

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use virtshell_crds::task::{TargetResult, TargetState};
+use virtshell_crds::task::TargetState;
 use virtshell_crds::{Task, TaskState};
 
 use super::answer::Answer;
@@ -10,9 +10,10 @@ use super::edge::Call;
 use super::error::Rejection;
 use super::values::Fields;
 use super::view::{NameAndId, Stamp, created_stamp, epoch, non_empty, uuid};
+use crate::service::outcomes::Outcome;
 use crate::service::tasks::{Filter, NewRecord, Progress, TaskChange, shown_status};
 use crate::service::{Service, Verb};
-use crate::store::{by, created};
+use crate::store::created;
 
 /// Words of older servers and agents for work in progress: each is a stage.
 const STAGES: [&str; 17] = [
@@ -230,37 +231,23 @@ fn view(service: &Service, task: &Task) -> View {
             .iter()
             .map(|entry| (word(entry.state), epoch(entry.at.0), entry.log.clone()))
             .collect(),
-        results: results(service, task),
+        results: service.outcomes(task).into_iter().map(outcome_view).collect(),
         log: status.log,
     }
 }
 
-/// Outcomes per target, from the parts of the work that hosts do; by name.
-fn results(service: &Service, task: &Task) -> Vec<Value> {
-    let mut assignments = service.store().assignments.by_key(by::TASK, &uuid(task));
-    // Only the last try counts.
-    let last = assignments.iter().map(|assignment| assignment.spec.attempt).max();
-    assignments.retain(|assignment| Some(assignment.spec.attempt) == last);
-    let results = assignments
-        .iter()
-        .filter_map(|a| a.status.as_ref())
-        .flat_map(|status| &status.results);
-    let mut shown: Vec<(String, Value)> = results.map(|result| result_view(service, result)).collect();
-    shown.sort_by(|a, b| a.0.cmp(&b.0));
-    shown.into_iter().map(|(_, value)| value).collect()
-}
-
-fn result_view(service: &Service, result: &TargetResult) -> (String, Value) {
-    let instance = service.store().instances.by_uid(&result.uid);
-    let name = instance.map_or_else(|| result.name.clone(), |i| i.wire_name().to_owned());
-    let mut value = json!({"name": name, "id": result.uid, "status": result_word(result.state)});
-    if let Some(code) = result.exit_code {
+/// An outcome; `reason` is an extension, which says why a target failed.
+fn outcome_view(outcome: Outcome) -> Value {
+    let mut value = json!({"name": outcome.name, "id": outcome.uid, "status": result_word(outcome.state)});
+    if let Some(code) = outcome.exit_code {
         value["exit_code"] = json!(code);
     }
-    if !result.output.is_empty() {
-        value["output"] = json!(result.output);
+    for (member, text) in [("output", outcome.output), ("reason", outcome.reason)] {
+        if !text.is_empty() {
+            value[member] = json!(text);
+        }
     }
-    (name, value)
+    value
 }
 
 #[cfg(test)]
