@@ -47,6 +47,16 @@ pub enum Field {
     Executor,
     /// Dependencies of a provisioner.
     Depends,
+    /// Instances that are acted on.
+    Targets,
+    /// Name of a clone.
+    NewName,
+    /// Packages.
+    Packages,
+    /// Mode of a copied file.
+    Mode,
+    /// Folder of a file.
+    Folder,
 }
 
 /// What a caller wanted to do.

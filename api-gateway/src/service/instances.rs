@@ -199,7 +199,7 @@ impl Service {
         instances
     }
 
-    fn usable_environment(
+    pub(super) fn usable_environment(
         &self,
         caller: &Caller,
         wanted: Option<&str>,

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use virtshell_crds::{Environment, Group, Host, Image, Instance, Provisioner, Section, Task, User};
+use virtshell_crds::{Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, User};
 
 use super::permissions::Guarded;
 use crate::store::{Cached, Collection, Store};
@@ -26,6 +26,8 @@ pub enum Kind {
     Instance,
     /// Asynchronous work.
     Task,
+    /// Stored content.
+    File,
     /// Who may do what.
     User,
     /// Users that permissions speak of together.
@@ -44,6 +46,7 @@ impl Kind {
             Self::Provisioner => "Provisioner",
             Self::Instance => "Instance",
             Self::Task => "Task",
+            Self::File => "File",
             Self::User => "User",
             Self::Group => "Group",
         }
@@ -100,5 +103,6 @@ managed!(Image, images, guarded);
 managed!(Provisioner, provisioners, guarded);
 managed!(Instance, instances, guarded);
 managed!(Task, tasks);
+managed!(File, files, guarded);
 managed!(User, users);
 managed!(Group, groups);

@@ -6,10 +6,13 @@
 //! selector means ([`selection`]).
 
 mod caller;
+mod clones;
 pub mod effective;
 pub mod environments;
 mod error;
+pub mod files;
 pub mod groups;
+pub mod guest_work;
 pub mod hosts;
 pub mod images;
 pub mod instances;

@@ -62,6 +62,7 @@ pub fn is_reserved(kind: Kind, name: &str) -> bool {
         | Kind::Image
         | Kind::Provisioner
         | Kind::Task
+        | Kind::File
         | Kind::User
         | Kind::Group => false,
     }

@@ -118,7 +118,7 @@ impl Service {
                 .await
             {
                 Err(StoreError::AlreadyExists) => match objects.refresh(&candidate).await {
-                    Ok(holder) if holder.wire_name() == name => return Err(exists::<K>(name)),
+                    Ok(holder) if holder.full_name() == name => return Err(exists::<K>(name)),
                     // It carries another wire name, or is gone already: the next candidate is as good.
                     Ok(_) | Err(StoreError::NotFound) => {}
                     Err(error) => return Err(ServiceError::of_write(error, K::KIND, name)),
@@ -310,7 +310,9 @@ pub(super) fn may<K: Managed>(caller: &Caller, verb: Verb, object: Option<&K>) -
     }
     let Some(guarded) = object.and_then(Managed::guarded) else {
         return match K::KIND {
-            Kind::Image | Kind::Provisioner | Kind::Instance | Kind::Task => verb == Verb::Create,
+            Kind::Image | Kind::Provisioner | Kind::Instance | Kind::Task | Kind::File => {
+                verb == Verb::Create
+            }
             Kind::Host | Kind::Section | Kind::Environment | Kind::User | Kind::Group => verb == Verb::Read,
         };
     };

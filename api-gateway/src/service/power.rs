@@ -7,10 +7,7 @@ use virtshell_crds::{PowerState, Task};
 
 use super::selection::Selector;
 use super::tasks::{Work, new_task_name};
-use super::{Caller, Field, Service, ServiceError, Verb};
-
-/// Most targets of one task.
-const MAX_TARGETS: usize = 1000;
+use super::{Caller, Service, ServiceError, Verb};
 
 /// A change of power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,13 +56,6 @@ impl Service {
         selectors: &[Selector],
     ) -> Result<Arc<Task>, ServiceError> {
         let targets = self.select(caller, Verb::Execute, selectors)?;
-        if targets.len() > MAX_TARGETS {
-            let reason = format!(
-                "{} instances are selected; at most {MAX_TARGETS} fit one task",
-                targets.len()
-            );
-            return Err(ServiceError::invalid(Field::Name, reason));
-        }
         let description = match targets.as_slice() {
             [one] => format!("{} instance {}", power.verb(), one.wire_name()),
             many => format!("{} {} instances", power.verb(), many.len()),

@@ -15,6 +15,8 @@ use super::objects::{Decision, created, forbidden, may};
 use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
 use crate::store::StoreError;
 
+/// Most targets of one task.
+const MAX_TARGETS: usize = 1000;
 /// Most previous states that a task keeps.
 const MAX_HISTORY: usize = 100;
 /// How often a record is changed anew when others write at the same time.
@@ -216,6 +218,13 @@ impl Service {
         name: &str,
         work: Work<'_>,
     ) -> Result<Arc<Task>, ServiceError> {
+        if work.targets.len() > MAX_TARGETS {
+            let reason = format!(
+                "{} instances are selected; at most {MAX_TARGETS} fit one task",
+                work.targets.len()
+            );
+            return Err(ServiceError::invalid(Field::Targets, reason));
+        }
         let task = Task {
             metadata: new_task_metadata(caller, name),
             spec: TaskSpec {

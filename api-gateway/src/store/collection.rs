@@ -92,6 +92,11 @@ where
         self.keep(object)
     }
 
+    /// Reads all of the object past the cache, which keeps less of it and is not told.
+    pub async fn whole(&self, name: &str) -> Result<K, StoreError> {
+        bounded(self.api.get(name)).await
+    }
+
     /// Deletes exactly this object. It may stay for a while when finalizers hold it; [`Cache::is_gone`] waits for the
     /// end.
     pub async fn delete(&self, object: &K) -> Result<(), StoreError> {

@@ -7,6 +7,7 @@
 //! * a removed uid never comes back ([`Index::forget_removals`] drops the memory of it once no late answer can arrive);
 //! * a list removes what it lacks, but not what we wrote after it was asked for: that is reported for a closer look.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -16,6 +17,11 @@ use kube::Resource;
 pub trait Cached: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
     /// The name clients use.
     fn wire_name(&self) -> &str;
+
+    /// The name that no other object of the kind has: the wire name, for a file after its folder.
+    fn full_name(&self) -> Cow<'_, str> {
+        Cow::Borrowed(self.wire_name())
+    }
 
     /// Drops what no reader of the cache asks for.
     fn project(&mut self) {}
@@ -190,7 +196,7 @@ impl<K: Cached> Index<K> {
         self.by_uid.get(uid).map(|entry| entry.object.clone())
     }
 
-    /// By wire name. Of namesakes (only kubectl can make them) the accepted one, else the oldest, else the first by
+    /// By wire name, of a file after its folder. Of namesakes (only kubectl can make them) the accepted one, else the oldest, else the first by
     /// object name.
     pub fn by_wire_name(&self, name: &str) -> Option<Arc<K>> {
         let uids = self.by_wire_name.get(name)?;
@@ -229,7 +235,7 @@ impl<K: Cached> Index<K> {
     }
 
     fn insert(&mut self, uid: &str, object: &Arc<K>) {
-        let wire = object.wire_name().to_owned();
+        let wire = object.full_name().into_owned();
         self.by_wire_name
             .entry(wire.clone())
             .or_default()
@@ -247,7 +253,7 @@ impl<K: Cached> Index<K> {
     fn take(&mut self, uid: &str) -> Option<Entry<K>> {
         let entry = self.by_uid.remove(uid)?;
         let object = entry.object.as_ref();
-        let wire = object.wire_name().to_owned();
+        let wire = object.full_name().into_owned();
         remove_from(&mut self.by_wire_name, &wire, uid);
         if let Some(name) = &object.meta().name
             && self.by_object_name.get(name).is_some_and(|holder| holder == uid)

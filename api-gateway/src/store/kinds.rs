@@ -1,11 +1,13 @@
 //! What each cache keeps of its kind, and by what it finds it.
 
+use std::borrow::Cow;
+
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use virtshell_crds::condition::{self, ACCEPTED};
 use virtshell_crds::{
-    ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY, Environment, Group, Host, Image,
-    Instance, LABEL_LAUNCH_PARENT, Provisioner, Section, Task, TaskAssignment, User,
+    ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY, Environment, File, Group, Host,
+    Image, Instance, LABEL_LAUNCH_PARENT, Provisioner, Section, Task, TaskAssignment, User, names,
 };
 
 use super::by;
@@ -55,7 +57,6 @@ impl Cached for Host {
             status.orphan_domains.clear();
             status.cpu = None;
             status.hypervisor = None;
-            status.endpoint = None;
         }
     }
 
@@ -172,6 +173,27 @@ impl Cached for TaskAssignment {
 
     fn keys(&self) -> Vec<Key> {
         vec![(by::TASK, self.spec.task.uid.clone())]
+    }
+}
+
+impl Cached for File {
+    named!();
+
+    fn full_name(&self) -> Cow<'_, str> {
+        Cow::Owned(names::file_wire_name(&self.spec.folder, self.wire_name()))
+    }
+
+    /// Content is read past the cache; what it was is told by a blob, or the lack of one.
+    fn project(&mut self) {
+        slim(self);
+        self.spec.content.inline = None;
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        let named = (by::FILE_NAME, self.wire_name().to_owned());
+        let within = (by::FOLDER, self.spec.folder.clone());
+        let blob = self.spec.content.blob.iter().map(|blob| (by::BLOB, blob.clone()));
+        blob.chain([named, within]).collect()
     }
 }
 

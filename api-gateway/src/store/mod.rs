@@ -25,8 +25,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use virtshell_crds::{
-    Environment, Group, Host, Image, Instance, LABEL_CREDENTIALS, Provisioner, Section, Task, TaskAssignment,
-    User,
+    Environment, File, Group, Host, Image, Instance, LABEL_CREDENTIALS, Provisioner, Section, Task,
+    TaskAssignment, User,
 };
 
 /// Names of the caches' further indexes.
@@ -41,6 +41,12 @@ pub mod by {
     pub const TASK: &str = "task";
     /// Groups by the users they name, users by the groups they name.
     pub const MEMBER: &str = "member";
+    /// Files by name, whatever their folder.
+    pub const FILE_NAME: &str = "file-name";
+    /// Files by their folder.
+    pub const FOLDER: &str = "folder";
+    /// Files by the blob that is their content.
+    pub const BLOB: &str = "blob";
     /// Secrets by access key id.
     pub const ACCESS_KEY: &str = "access-key";
     /// Users by the name of their Secret.
@@ -88,6 +94,8 @@ pub struct Store {
     pub assignments: Collection<TaskAssignment>,
     /// Who may do what.
     pub users: Collection<User>,
+    /// Stored files, without their content.
+    pub files: Collection<File>,
     /// Users that permissions speak of together.
     pub groups: Collection<Group>,
     /// Keys of users: Secrets with our label and no others.
@@ -115,6 +123,7 @@ impl Store {
             instances: feeds.namespaced(client, namespace),
             tasks: feeds.namespaced(client, namespace),
             assignments: feeds.namespaced(client, namespace),
+            files: feeds.namespaced(client, namespace),
             users: feeds.namespaced(client, namespace),
             groups: feeds.namespaced(client, namespace),
             secrets: feeds.feed(
@@ -148,6 +157,7 @@ impl Store {
             self.instances.silence(),
             self.tasks.silence(),
             self.assignments.silence(),
+            self.files.silence(),
             self.users.silence(),
             self.groups.silence(),
             self.secrets.silence(),

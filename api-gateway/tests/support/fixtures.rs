@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Instant;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -11,10 +13,11 @@ use kube::{Api, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use virtshell_crds::names::object_name;
+use sha2::{Digest, Sha256};
+use virtshell_crds::names::{file_wire_name, object_name};
 use virtshell_crds::{
-    API_VERSION, Environment, Group, Host, Image, Instance, LABEL_CREDENTIALS, Provisioner, Section, Task,
-    User,
+    API_VERSION, Environment, File, Group, Host, Image, Instance, LABEL_CREDENTIALS, Provisioner, Section,
+    Task, User,
 };
 use virtshell_gateway::store::{Cached, Collection};
 
@@ -80,6 +83,7 @@ pub async fn reset(world: &World) {
     sync::<Provisioner>(world, world.api(), &world.store.provisioners, &provisioners()).await;
     sync::<Instance>(world, world.api(), &world.store.instances, &instances()).await;
     sync::<Task>(world, world.api(), &world.store.tasks, &tasks()).await;
+    sync::<File>(world, world.api(), &world.store.files, &files()).await;
     sync::<Group>(world, world.api(), &world.store.groups, &groups()).await;
     sync::<User>(world, world.api(), &world.store.users, &users()).await;
     secrets(world).await;
@@ -198,6 +202,26 @@ fn tasks() -> Vec<Value> {
             "spec": {"description": description, "manual": true},
             "status": {"state": state, "log": "fixture", "lastUpdate": "2026-01-01T00:00:00Z"},
         })
+    })
+    .collect()
+}
+
+fn files() -> Vec<Value> {
+    [
+        ("ubuntu_seeds", "seed_file_ubuntu-14_04.txt"),
+        ("mysql_configuration", "my.cnf"),
+        ("", "dockerfile_ubuntu_server_14.04"),
+    ]
+    .iter()
+    .map(|(folder, name)| {
+        let content = format!("content of {name}\n");
+        let spec = json!({
+            "folder": folder, "size": content.len(), "sha256": hex::encode(Sha256::digest(&content)),
+            "content": {"inline": STANDARD.encode(&content)},
+        });
+        let mut file = object("File", name, &spec, &Value::Null);
+        file["metadata"]["name"] = json!(object_name(&file_wire_name(folder, name)));
+        file
     })
     .collect()
 }

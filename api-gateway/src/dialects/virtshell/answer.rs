@@ -44,6 +44,14 @@ impl Answer {
         }
     }
 
+    /// The same with 202.
+    pub fn accepted(self) -> Self {
+        Self {
+            status: StatusCode::ACCEPTED,
+            ..self
+        }
+    }
+
     /// The response.
     pub fn into_response(self) -> Response<Body> {
         respond(self.status, self.body)

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::error::Rejection;
+use super::error::{Rejection, word};
 use super::routes::{self, Input, Match};
 use super::values::Fields;
 use crate::auth::{self, Authenticator, signature};
@@ -284,8 +284,9 @@ fn object(bytes: &[u8], input: Input) -> Result<Map<String, Value>, Rejection> {
     let missing = match input {
         Input::None => return Ok(Map::new()),
         Input::Optional => None,
-        Input::Create(kind) => Some(Rejection::MissingInput(Verb::Create, kind)),
-        Input::Update(kind) => Some(Rejection::MissingInput(Verb::Update, kind)),
+        Input::Create(kind) => Some(Rejection::MissingInput(Verb::Create, word(kind))),
+        Input::Update(kind) => Some(Rejection::MissingInput(Verb::Update, word(kind))),
+        Input::Needed(verb, what) => Some(Rejection::MissingInput(verb, what)),
     };
     let map = if bytes.trim_ascii().is_empty() {
         Map::new()
@@ -420,7 +421,7 @@ mod tests {
     #[test]
     fn bodies() {
         let create = Input::Create(Kind::Host);
-        let missing = || Err(Rejection::MissingInput(Verb::Create, Kind::Host));
+        let missing = || Err(Rejection::MissingInput(Verb::Create, "host"));
         for (body, input, expected) in [
             ("", create, missing()),
             (" \n", create, missing()),
@@ -438,7 +439,7 @@ mod tests {
             (
                 "",
                 Input::Update(Kind::Host),
-                Err(Rejection::MissingInput(Verb::Update, Kind::Host)),
+                Err(Rejection::MissingInput(Verb::Update, "host")),
             ),
         ] {
             assert_eq!(

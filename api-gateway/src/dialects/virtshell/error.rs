@@ -26,7 +26,7 @@ pub enum Rejection {
     /// The path has percent signs that encode nothing.
     BadPath,
     /// There is nothing to create or update from.
-    MissingInput(Verb, Kind),
+    MissingInput(Verb, &'static str),
     /// The body is not a JSON object.
     NotJson,
     /// The body cannot be used, for a reason outside of it.
@@ -96,7 +96,7 @@ impl Rejection {
             Self::NotImplemented { method, path } => format!("{method} {path} is not implemented"),
             Self::Auth(error) => error.to_string(),
             Self::BadPath => "Field uri: its percent-encoding is not valid UTF-8".to_owned(),
-            Self::MissingInput(verb, kind) => format!("Missing input for {} {}", verb.as_str(), word(*kind)),
+            Self::MissingInput(verb, what) => format!("Missing input for {} {what}", verb.as_str()),
             Self::NotJson => "No JSON object could be decoded.".to_owned(),
             Self::BadBody(reason) => format!("Field body: {reason}"),
             Self::MissingParameter(what) => format!("missing {what}"),
@@ -169,6 +169,7 @@ pub const fn word(kind: Kind) -> &'static str {
         Kind::Provisioner => "provisioner",
         Kind::Instance => "instance",
         Kind::Task => "task",
+        Kind::File => "file",
         Kind::User => "user",
         Kind::Group => "group",
     }
@@ -196,6 +197,11 @@ const fn member(field: Field) -> &'static str {
         Field::Description => "description",
         Field::Executor => "executor",
         Field::Depends => "depends",
+        Field::Targets => "instances",
+        Field::NewName => "new_name",
+        Field::Packages => "packages",
+        Field::Mode => "mode",
+        Field::Folder => "folder_name",
     }
 }
 
@@ -218,6 +224,8 @@ fn service_message(error: &ServiceError) -> String {
     match error {
         ServiceError::Missing(field) => format!("{} field was not provided", member(*field)),
         ServiceError::Invalid { field, reason } => format!("Field {}: {reason}", member(*field)),
+        // As documented: without the name.
+        ServiceError::AlreadyExists { kind: Kind::File, .. } => "file already exists".to_owned(),
         ServiceError::AlreadyExists { kind, name } => format!("{} {name} already exists", word(*kind)),
         ServiceError::UnknownReference { kind, name } | ServiceError::NotFound { kind, name } => {
             format!("{} {name} not found", word(*kind))
@@ -259,12 +267,12 @@ mod tests {
         let host = || "h".to_owned();
         for (rejection, status, message) in [
             (
-                Rejection::MissingInput(Verb::Create, Kind::Instance),
+                Rejection::MissingInput(Verb::Create, word(Kind::Instance)),
                 400,
                 "Missing input for create instance",
             ),
             (
-                Rejection::MissingInput(Verb::Update, Kind::Environment),
+                Rejection::MissingInput(Verb::Update, word(Kind::Environment)),
                 400,
                 "Missing input for update enviroment",
             ),

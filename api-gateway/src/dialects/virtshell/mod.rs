@@ -5,13 +5,16 @@
 //! [`error`] renders refusals.
 
 mod answer;
+mod calls;
 mod edge;
 mod enviroments;
 mod error;
+mod file_ref;
 mod groups;
 mod hosts;
 mod images;
 mod instances;
+mod packages;
 mod power;
 mod provisioners;
 mod routes;

@@ -10,10 +10,10 @@ use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::{
-    enviroments, groups, hosts, images, instances, missing_name, missing_uuid, power, provisioners, sections,
-    tasks, users,
+    calls, enviroments, groups, hosts, images, instances, missing_name, missing_uuid, packages, power,
+    provisioners, sections, tasks, users,
 };
-use crate::service::Kind;
+use crate::service::{Kind, Verb};
 
 /// Base paths on the main listener; the root listener has the empty one too.
 pub const BASES: [&str; 4] = [
@@ -32,6 +32,7 @@ pub const COLLECTIONS: &[(&str, &[&str])] = &[
     ("provisioners", &["provisioner"]),
     ("instances", &["instance"]),
     ("tasks", &["task"]),
+    ("packages", &["package"]),
     ("groups", &["group"]),
     ("users", &["user"]),
 ];
@@ -47,6 +48,8 @@ pub enum Input {
     Create(Kind),
     /// An object with something in it, to change by.
     Update(Kind),
+    /// An object with something in it; the verb and the word are those of the message.
+    Needed(Verb, &'static str),
 }
 
 /// What answers a request.
@@ -158,6 +161,16 @@ pub const ROUTES: &[Route] = routes! {
     PUT    "/instances/restart_instance"        Input::Optional => power::restart;
     POST   "/instances/restart_instance/:name"  Input::Optional => power::restart;
     PUT    "/instances/restart_instance/:name"  Input::Optional => power::restart;
+    POST   "/instances/clone_instance"          Input::Optional => calls::clone;
+    PUT    "/instances/clone_instance"          Input::Optional => calls::clone;
+    POST   "/instances/clone_instance/:name"    Input::Optional => calls::clone;
+    PUT    "/instances/clone_instance/:name"    Input::Optional => calls::clone;
+    POST   "/instances/execute_command"         Input::Optional => calls::execute_command;
+    PUT    "/instances/execute_command"         Input::Optional => calls::execute_command;
+    POST   "/instances/copy_file"               Input::Optional => calls::copy_files;
+    PUT    "/instances/copy_file"               Input::Optional => calls::copy_files;
+    POST   "/instances/copy_files"              Input::Optional => calls::copy_files;
+    PUT    "/instances/copy_files"              Input::Optional => calls::copy_files;
 
     GET    "/instances"       Input::None                    => instances::list;
     POST   "/instances"       Input::Create(Kind::Instance)  => instances::create;
@@ -177,6 +190,17 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/tasks/:uuid"          Input::None               => tasks::get;
     PUT    "/tasks/:uuid"          Input::Update(Kind::Task) => tasks::update;
     DELETE "/tasks/:uuid"          Input::None               => tasks::delete;
+
+    POST   "/packages"          Input::Needed(Verb::Create, "package") => packages::install;
+    PUT    "/packages"          Input::Needed(Verb::Update, "package") => packages::upgrade;
+    DELETE "/packages"          Input::Optional                        => packages::remove;
+    POST   "/install_packages"  Input::Needed(Verb::Create, "package") => packages::install;
+    PUT    "/install_packages"  Input::Needed(Verb::Update, "package") => packages::install;
+    POST   "/upgrade_packages"  Input::Needed(Verb::Create, "package") => packages::upgrade;
+    PUT    "/upgrade_packages"  Input::Needed(Verb::Update, "package") => packages::upgrade;
+    POST   "/remove_packages"   Input::Needed(Verb::Create, "package") => packages::remove;
+    PUT    "/remove_packages"   Input::Needed(Verb::Update, "package") => packages::remove;
+    DELETE "/remove_packages"   Input::Optional                        => packages::remove;
 
     GET    "/groups"              Input::None                       => groups::list;
     POST   "/groups"              Input::Create(Kind::Group)        => groups::create;
@@ -219,23 +243,26 @@ pub fn canonical(word: &str) -> Option<&'static str> {
 /// The route of a request; `segments` are decoded and without the base path.
 #[must_use]
 pub fn find(method: &Method, segments: &[String]) -> Option<Match> {
-    let collection = canonical(segments.first()?)?;
+    let spelling = segments.first()?;
+    let collection = canonical(spelling);
     ROUTES
         .iter()
         .filter(|route| route.method == *method)
         .find_map(|route| {
-            let captures = captures(route.path, collection, &segments[1..])?;
+            let captures = captures(route.path, (spelling, collection), &segments[1..])?;
             Some(Match {
                 route,
                 captures,
-                spelling: segments[0].clone(),
+                spelling: spelling.clone(),
             })
         })
 }
 
-fn captures(path: &str, collection: &str, rest: &[String]) -> Option<Vec<String>> {
+/// `first` is the first segment as it was sent, and the collection that it means: routes may say either.
+fn captures(path: &str, first: (&str, Option<&str>), rest: &[String]) -> Option<Vec<String>> {
     let mut parts = path.split('/').skip(1);
-    if parts.next() != Some(collection) {
+    let collection = parts.next()?;
+    if collection != first.0 && Some(collection) != first.1 {
         return None;
     }
     let kind = match collection {
@@ -291,8 +318,16 @@ mod tests {
                 "instance/stop_instance/a",
                 Some(("/instances/stop_instance/:name", vec!["a"])),
             ),
-            (Method::POST, "instances/clone_instance", None),
-            (Method::POST, "instances/execute_command", None),
+            (Method::DELETE, "instances/clone_instance", None),
+            (Method::POST, "instances/execute_command/a", None),
+            (Method::GET, "packages", None),
+            (Method::DELETE, "package", Some(("/packages", vec![]))),
+            (
+                Method::PUT,
+                "install_packages",
+                Some(("/install_packages", vec![])),
+            ),
+            (Method::DELETE, "install_packages", None),
             (Method::POST, "instances/a", Some(("/instances/:name", vec!["a"]))),
             (Method::GET, "tasks/status", Some(("/tasks/status", vec![]))),
             (

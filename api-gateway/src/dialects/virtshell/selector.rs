@@ -9,6 +9,7 @@
 
 use serde_json::{Map, Value};
 
+use super::edge::Call;
 use super::error::Rejection;
 use super::values::{Fields, wrong_type};
 use crate::service::is_uuid;
@@ -29,6 +30,37 @@ pub fn read(fields: Fields<'_>) -> Result<Vec<Selector>, Rejection> {
     let tags = fields.references(&["tags", "tag"])?.unwrap_or_default();
     selectors.extend(tags.into_iter().map(Selector::Tag));
     Ok(selectors)
+}
+
+/// The path names one target; the body names one too, or selects several.
+pub fn targets(call: &Call) -> Result<Vec<Selector>, Rejection> {
+    let fields = call.fields();
+    let in_body = match fields.get(&["name", "uuid"]) {
+        Some((name, _)) => fields.string(&[name])?.map(Selector::Name),
+        None => None,
+    };
+    let in_path = call.captures.first().cloned().map(Selector::Name);
+    if let (Some(path), Some(body)) = (&in_path, &in_body)
+        && path != body
+    {
+        return Err(Rejection::invalid("name", "differs from the name in the path"));
+    }
+    let selected = read(fields)?;
+    match in_path {
+        Some(path) if selected.iter().all(|selector| *selector == path) => Ok(vec![path]),
+        Some(_) => Err(Rejection::invalid(
+            "instances",
+            "differs from the name in the path",
+        )),
+        None => {
+            let all: Vec<Selector> = in_body.into_iter().chain(selected).collect();
+            if all.is_empty() {
+                Err(Rejection::MissingField("name"))
+            } else {
+                Ok(all)
+            }
+        }
+    }
 }
 
 fn selector(value: &Value) -> Result<Selector, Rejection> {
