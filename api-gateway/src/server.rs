@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{Authenticator, Mode};
 use crate::dialects::virtshell::VirtShell;
 use crate::metrics::Metrics;
+use crate::nodes::{Account, Nodes};
 use crate::router::{Gateway, router};
 use crate::service::Service;
 use crate::store::Store;
@@ -32,6 +33,16 @@ pub struct Args {
     /// The namespace it serves.
     #[arg(long, env = "VIRTSHELL_NAMESPACE", default_value = "virtshell")]
     pub namespace: String,
+    /// The namespace of its own service account.
+    #[arg(
+        long,
+        env = "VIRTSHELL_OPERATOR_NAMESPACE",
+        default_value = "virtshell-system"
+    )]
+    pub operator_namespace: String,
+    /// Its own service account, as which it asks node agents for live values.
+    #[arg(long, env = "VIRTSHELL_SERVICE_ACCOUNT", default_value = "virtshell-gateway")]
+    pub service_account: String,
     /// Address of the API, /healthz, /readyz and /metrics.
     #[arg(long, default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
@@ -62,7 +73,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         signal.cancel();
     });
     let (store, feeds) = Store::open(&client, &args.namespace);
-    serve(&args, store, listeners, ended).await?;
+    serve(&args, &client, store, listeners, ended).await?;
     drop(feeds);
     Ok(())
 }
@@ -119,11 +130,16 @@ impl Listeners {
 /// When a listener fails.
 pub async fn serve(
     args: &Args,
+    client: &Client,
     store: Arc<Store>,
     listeners: Listeners,
     ended: CancellationToken,
 ) -> anyhow::Result<()> {
-    let service = Service::new(store.clone());
+    let account = Account {
+        namespace: args.operator_namespace.clone(),
+        name: args.service_account.clone(),
+    };
+    let service = Service::new(store.clone(), Nodes::new(client.clone(), account));
     let authenticator = Arc::new(Authenticator::new(store.clone(), args.auth));
     let metrics = Arc::new(Metrics::default());
     let virtshell = || VirtShell::new(service.clone(), authenticator.clone(), args.require_content_md5);

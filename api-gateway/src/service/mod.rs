@@ -17,6 +17,7 @@ pub mod hosts;
 pub mod images;
 pub mod instances;
 mod kind;
+pub mod live;
 pub mod names;
 pub mod objects;
 pub mod outcomes;
@@ -36,24 +37,41 @@ pub use error::{Field, Lacking, ServiceError, Verb};
 pub use kind::{Kind, Managed};
 pub use names::is_uuid;
 
+use crate::nodes::Nodes;
 use crate::store::Store;
+use live::Samples;
 
 /// Decides and writes.
 #[derive(Clone)]
 pub struct Service {
     store: Arc<Store>,
+    nodes: Arc<Nodes>,
+    samples: Arc<Samples>,
 }
 
 impl Service {
-    /// A service over these caches.
+    /// A service over these caches, which asks these nodes.
     #[must_use]
-    pub fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub fn new(store: Arc<Store>, nodes: Nodes) -> Self {
+        Self {
+            store,
+            nodes: Arc::new(nodes),
+            samples: Arc::default(),
+        }
     }
 
     /// The caches.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The node agents.
+    fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    fn samples(&self) -> &Samples {
+        &self.samples
     }
 }

@@ -1,6 +1,7 @@
 //! A gateway over a real API server, with the fixtures of the contract, fresh for every row.
 
 pub mod fixtures;
+pub mod node;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -414,8 +415,10 @@ async fn gateway(client: &Client, namespace: &str) -> (SocketAddr, SocketAddr, A
         listeners.root_address().unwrap(),
     );
     let (store, feeds) = Store::open(client, namespace);
-    let served = store.clone();
-    tokio::spawn(async move { server::serve(&args, served, listeners, CancellationToken::new()).await });
+    let (served, client) = (store.clone(), client.clone());
+    tokio::spawn(
+        async move { server::serve(&args, &client, served, listeners, CancellationToken::new()).await },
+    );
     (main, root, store, feeds)
 }
 

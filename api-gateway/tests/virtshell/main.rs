@@ -20,6 +20,7 @@ mod images;
 mod instances;
 mod outage;
 mod packages;
+mod properties;
 mod protocol;
 mod provisioners;
 mod sections;

@@ -40,6 +40,8 @@ pub struct Call {
     pub captures: Vec<String>,
     /// The collection as the client spelled it.
     pub spelling: String,
+    /// What follows `?`, as on the wire.
+    pub query: String,
     /// The body; empty where there is none.
     pub body: Map<String, Value>,
 }
@@ -141,6 +143,7 @@ impl VirtShell {
             caller,
             captures,
             spelling,
+            query: parts.uri.query().unwrap_or_default().to_owned(),
             body,
         })
         .await

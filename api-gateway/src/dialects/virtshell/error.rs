@@ -53,6 +53,10 @@ pub enum Rejection {
         /// Why.
         reason: String,
     },
+    /// A word in the body that means no property.
+    UnknownProperty(String),
+    /// A word in the path that means no property.
+    NoSuchProperty(String),
     /// The caches cannot be trusted.
     Stale(Stale),
     /// The service said no.
@@ -82,7 +86,9 @@ impl Rejection {
             | Self::MissingParameter(_)
             | Self::MissingField(_)
             | Self::WrongType { .. }
+            | Self::UnknownProperty(_)
             | Self::Invalid { .. } => StatusCode::BAD_REQUEST,
+            Self::NoSuchProperty(_) => StatusCode::NOT_FOUND,
             Self::Stale(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Service(error) => service_status(error),
         }
@@ -110,6 +116,7 @@ impl Rejection {
                 format!("Field {field} - {value} is type {is} but should be {should_be}")
             }
             Self::Invalid { field, reason } => format!("Field {field}: {reason}"),
+            Self::UnknownProperty(word) | Self::NoSuchProperty(word) => format!("property {word} not found"),
             Self::Stale(stale) => format!("internal error: {stale}"),
             Self::Service(error) => service_message(error),
         }

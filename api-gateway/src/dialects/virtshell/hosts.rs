@@ -70,8 +70,30 @@ fn change(fields: Fields<'_>) -> Result<HostChange, Rejection> {
     })
 }
 
+/// Members of a host on the wire.
+pub const MEMBERS: [&str; 18] = [
+    "name",
+    "os",
+    "memory",
+    "capacity",
+    "enabled",
+    "type",
+    "local_ipv4",
+    "local_ipv6",
+    "public_ipv4",
+    "public_ipv6",
+    "instances",
+    "partition",
+    "section",
+    "drivers",
+    "node_name",
+    "uuid",
+    "created",
+    "modified",
+];
+
 #[derive(Serialize)]
-struct View {
+pub struct View {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     os: Option<String>,
@@ -102,7 +124,8 @@ struct View {
     common: Common,
 }
 
-fn view(service: &Service, host: &Host) -> View {
+/// All that is shown.
+pub fn view(service: &Service, host: &Host) -> View {
     let spec = &host.spec;
     let status = host.status.as_ref();
     let capacity = status.and_then(|s| s.capacity.as_ref());

@@ -141,8 +141,38 @@ fn vars(fields: Fields<'_>) -> Result<Option<Vars>, Rejection> {
     }
 }
 
+/// Members of an instance on the wire.
+pub const MEMBERS: [&str; 26] = [
+    "name",
+    "description",
+    "enviroment",
+    "provisioner",
+    "permissions",
+    "host_type",
+    "ipv4",
+    "ipv6",
+    "driver",
+    "drive",
+    "memory",
+    "cpus",
+    "hdsize",
+    "image",
+    "operating_system",
+    "launch",
+    "launched",
+    "vars",
+    "tags",
+    "owner",
+    "group",
+    "status",
+    "host",
+    "uuid",
+    "created",
+    "modified",
+];
+
 #[derive(Serialize)]
-struct View {
+pub struct View {
     name: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
@@ -186,7 +216,8 @@ struct View {
     common: Common,
 }
 
-fn view(service: &Service, instance: &Instance, launched: Option<Vec<String>>) -> View {
+/// All that is shown.
+pub fn view(service: &Service, instance: &Instance, launched: Option<Vec<String>>) -> View {
     let (spec, status) = (&instance.spec, instance.status.as_ref());
     let values = service.effective(instance);
     let driver = values.driver.map(virtshell_crds::Driver::as_str);

@@ -16,6 +16,7 @@ mod images;
 mod instances;
 mod packages;
 mod power;
+mod properties;
 mod provisioners;
 mod routes;
 mod sections;

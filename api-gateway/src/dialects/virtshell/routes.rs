@@ -11,7 +11,7 @@ use super::edge::Call;
 use super::error::Rejection;
 use super::{
     calls, enviroments, groups, hosts, images, instances, missing_name, missing_uuid, packages, power,
-    provisioners, sections, tasks, users,
+    properties, provisioners, sections, tasks, users,
 };
 use crate::service::{Kind, Verb};
 
@@ -32,6 +32,7 @@ pub const COLLECTIONS: &[(&str, &[&str])] = &[
     ("provisioners", &["provisioner"]),
     ("instances", &["instance"]),
     ("tasks", &["task"]),
+    ("properties", &["property"]),
     ("packages", &["package"]),
     ("groups", &["group"]),
     ("users", &["user"]),
@@ -190,6 +191,10 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/tasks/:uuid"          Input::None               => tasks::get;
     PUT    "/tasks/:uuid"          Input::Update(Kind::Task) => tasks::update;
     DELETE "/tasks/:uuid"          Input::None               => tasks::delete;
+
+    GET    "/properties" Input::Optional                          => properties::list;
+    POST   "/properties" Input::Needed(Verb::Create, "property")  => properties::list;
+    GET    "/properties/:property/instance/:instance/enviroment/:enviroment" Input::None => properties::get;
 
     POST   "/packages"          Input::Needed(Verb::Create, "package") => packages::install;
     PUT    "/packages"          Input::Needed(Verb::Update, "package") => packages::upgrade;
