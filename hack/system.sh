@@ -51,7 +51,7 @@ role_command() {
         gateway)
             LISTEN=127.0.0.1:$GATEWAY_PORT
             COMMAND=("$BINARIES/virtshell-gateway" --kubeconfig "$kubeconfig" --namespace "$NAMESPACE" --listen "$LISTEN"
-                --virtshell-root-listen "127.0.0.1:$ROOT_PORT")
+                --virtshell-root-listen "127.0.0.1:$ROOT_PORT" --file-store "$STATE_DIR/files")
             ;;
     esac
 }

@@ -13,7 +13,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Authenticator, Mode};
-use crate::dialects::virtshell::VirtShell;
+use crate::blobs::{Blobs, Place};
+use crate::dialects::virtshell::{Limits, VirtShell};
 use crate::metrics::Metrics;
 use crate::nodes::{Account, Nodes};
 use crate::router::{Gateway, router};
@@ -52,6 +53,16 @@ pub struct Args {
     /// Whether requests must be signed; disabled only on loopback addresses.
     #[arg(long, value_enum, default_value = "required")]
     pub auth: Mode,
+    /// Where stored files of more than 64 KiB are: a directory, or `s3://bucket/prefix` with `AWS_*` in the environment.
+    #[arg(
+        long,
+        env = "VIRTSHELL_FILE_STORE",
+        default_value = "/var/lib/virtshell/files"
+    )]
+    pub file_store: Place,
+    /// Most bytes of one upload.
+    #[arg(long, default_value_t = 1 << 30)]
+    pub max_upload: u64,
     /// Refuse requests that have a body and no Content-MD5.
     #[arg(long)]
     pub require_content_md5: bool,
@@ -139,10 +150,17 @@ pub async fn serve(
         namespace: args.operator_namespace.clone(),
         name: args.service_account.clone(),
     };
-    let service = Service::new(store.clone(), Nodes::new(client.clone(), account));
+    let blobs = Blobs::open(&args.file_store).context("--file-store cannot be used")?;
+    let service = Service::new(store.clone(), blobs, Nodes::new(client.clone(), account));
     let authenticator = Arc::new(Authenticator::new(store.clone(), args.auth));
     let metrics = Arc::new(Metrics::default());
-    let virtshell = || VirtShell::new(service.clone(), authenticator.clone(), args.require_content_md5);
+    let sweeping = service.clone();
+    let sweeper = tokio::spawn(async move { sweeping.sweep_blobs().await });
+    let limits = Limits {
+        require_content_md5: args.require_content_md5,
+        max_upload: args.max_upload,
+    };
+    let virtshell = || VirtShell::new(service.clone(), authenticator.clone(), limits);
     let main = Gateway {
         // One line per dialect.
         dialects: vec![Arc::new(virtshell().mounted())],
@@ -167,7 +185,9 @@ pub async fn serve(
         }
         anyhow::Ok(())
     };
-    within_drain(drained, &ended).await
+    let served = within_drain(drained, &ended).await;
+    sweeper.abort();
+    served
 }
 
 async fn listen(listener: TcpListener, gateway: Gateway, ended: CancellationToken) -> anyhow::Result<()> {

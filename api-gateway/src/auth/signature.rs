@@ -71,9 +71,13 @@ impl Signed<'_> {
 #[must_use]
 pub fn is_md5_of(value: &str, body: &[u8]) -> bool {
     use md5::{Digest, Md5};
-    LENIENT
-        .decode(value)
-        .is_ok_and(|sum| sum == Md5::digest(body).as_slice())
+    is_md5(value, Md5::digest(body).as_slice())
+}
+
+/// Whether a `Content-MD5` value says this sum.
+#[must_use]
+pub fn is_md5(value: &str, sum: &[u8]) -> bool {
+    LENIENT.decode(value).is_ok_and(|announced| announced == sum)
 }
 
 /// User id and signature of an authorization header: split at the first colon, spaces around trimmed.

@@ -1,11 +1,54 @@
 //! Stored files: what they are called, who may have them, where their content is.
+//!
+//! Content of up to 64 KiB is in the File itself, the rest is a blob ([`crate::blobs`]) that the File names by its sum.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use virtshell_crds::File;
+use axum::body::Bytes;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures::stream::{BoxStream, StreamExt};
+use serde_json::{Map, Value, json};
+use virtshell_crds::{File, FileContent, FileSpec, names as derived};
 
-use super::{Field, Kind, Service, ServiceError, is_uuid};
+use super::error::object_name;
+use super::names;
+use super::objects::{Ownership, checked_permissions, modified};
+use super::{Caller, Field, Kind, Service, ServiceError, is_uuid};
+use crate::blobs::{BlobError, Content, GRACE, Intake};
 use crate::store::{Cached, by};
+
+/// How often blobs are looked at that no File names.
+const SWEEP: Duration = Duration::from_mins(10);
+
+/// A file that is to be made.
+pub struct NewFile {
+    /// Folder; empty = none.
+    pub folder: String,
+    /// Name within it.
+    pub name: String,
+    /// Permission string.
+    pub permissions: Option<String>,
+    /// Owner and group.
+    pub ownership: Ownership,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// Values of a file; what is absent stays as it is. It keeps its name.
+#[derive(Default)]
+pub struct FileChange {
+    /// Permission string.
+    pub permissions: Option<String>,
+    /// Owner and group.
+    pub ownership: Ownership,
+    /// What is in it from now on.
+    pub content: Option<Content>,
+}
+
+/// The bytes of a file.
+pub type Bytestream = BoxStream<'static, Result<Bytes, BlobError>>;
 
 impl Service {
     /// The file that a URI names, by uuid, `folder/name` or a name that only one folder has.
@@ -47,4 +90,144 @@ impl Service {
             }
         }
     }
+
+    /// Begins to take in the content of a file.
+    #[must_use]
+    pub fn intake(&self) -> Intake<'_> {
+        self.blobs.intake()
+    }
+
+    /// Makes a file.
+    pub async fn create_file(&self, caller: &Caller, new: NewFile) -> Result<Arc<File>, ServiceError> {
+        names::check_file(&new.folder, &new.name)?;
+        let permissions = checked_permissions(new.permissions.as_ref())?;
+        let full = derived::file_wire_name(&new.folder, &new.name);
+        if self.store.files.by_wire_name(&full).is_some() {
+            return Err(ServiceError::AlreadyExists {
+                kind: Kind::File,
+                name: full,
+            });
+        }
+        let (owner, group) = self.ownership_of_new(caller, &new.ownership)?;
+        let (size, sha256) = (new.content.size as i64, new.content.sha256.clone());
+        let spec = FileSpec {
+            display_name: Some(new.name),
+            folder: new.folder,
+            size,
+            content: kept(new.content).await?,
+            sha256: Some(sha256),
+            permissions,
+            owner,
+            group,
+        };
+        self.create(caller, &full, |metadata| File {
+            metadata,
+            spec: spec.clone(),
+            status: None,
+        })
+        .await
+    }
+
+    /// Changes a file. Its name stays.
+    pub async fn update_file(
+        &self,
+        caller: &Caller,
+        file: &File,
+        change: FileChange,
+    ) -> Result<(), ServiceError> {
+        let permissions = checked_permissions(change.permissions.as_ref())?;
+        let ownership = self.ownership_of_changed(caller, file, &change.ownership)?;
+        let mut spec = Map::new();
+        for (field, value) in [
+            ("permissions", permissions.map(|permissions| permissions.0)),
+            ("owner", ownership.owner),
+            ("group", ownership.group),
+        ] {
+            spec.extend(value.map(|value| (field.to_owned(), json!(value))));
+        }
+        if let Some(content) = change.content {
+            spec.insert("size".to_owned(), json!(content.size));
+            spec.insert("sha256".to_owned(), json!(content.sha256));
+            let FileContent { inline, blob } = kept(content).await?;
+            // Both: the one that is not there clears what was.
+            spec.insert("content".to_owned(), json!({"inline": inline, "blob": blob}));
+        }
+        if spec.is_empty() {
+            return Ok(());
+        }
+        // The uid makes sure that a namesake is not meant.
+        let patch = json!({
+            "metadata": {"uid": file.metadata.uid, "annotations": modified(caller)},
+            "spec": Value::Object(spec),
+        });
+        let changed = self.store.files.patch(object_name(file), &patch).await;
+        changed
+            .map(drop)
+            .map_err(|error| ServiceError::of_write(error, Kind::File, &file.full_name()))
+    }
+
+    /// Removes a file. Its blob goes when no other names it.
+    pub async fn delete_file(&self, file: &File) -> Result<(), ServiceError> {
+        self.remove(file).await
+    }
+
+    /// What is in a file.
+    pub async fn content(&self, file: &File) -> Result<Bytestream, ServiceError> {
+        let name = file.full_name();
+        if let Some(blob) = &file.spec.content.blob {
+            return self.blobs.read(blob).await.map_err(|error| unusable(&error));
+        }
+        // The cache does not keep it.
+        let whole = self.store.files.whole(object_name(file)).await;
+        let whole = whole.map_err(|error| ServiceError::of_write(error, Kind::File, &name))?;
+        let text = whole.spec.content.inline.unwrap_or_default();
+        let bytes = STANDARD
+            .decode(text)
+            .map_err(|_| ServiceError::Internal(format!("the content of file {name} is not base64")))?;
+        Ok(futures::stream::once(async { Ok(Bytes::from(bytes)) }).boxed())
+    }
+
+    /// Removes blobs that no File names, again and again.
+    pub async fn sweep_blobs(&self) {
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            // What is not known is not gone.
+            if self.store.health().is_err() {
+                continue;
+            }
+            let is_used = |sum: &str| !self.store.files.by_key(by::BLOB, sum).is_empty();
+            match self.blobs.sweep(GRACE, is_used).await {
+                Ok(0) => {}
+                Ok(swept) => tracing::info!(swept, "removed blobs that no file names"),
+                Err(error) => {
+                    tracing::warn!(%error, source = ?std::error::Error::source(&error), "blobs are not swept");
+                }
+            }
+        }
+    }
+}
+
+/// Keeps content for good, and says where it is.
+async fn kept(content: Content) -> Result<FileContent, ServiceError> {
+    let sha256 = content.sha256.clone();
+    match content.keep().await {
+        Ok(Some(bytes)) => Ok(FileContent {
+            inline: Some(STANDARD.encode(bytes)),
+            blob: None,
+        }),
+        Ok(None) => Ok(FileContent {
+            inline: None,
+            blob: Some(sha256),
+        }),
+        Err(error) => Err(unusable(&error)),
+    }
+}
+
+/// What a failure of the blobs means to a caller.
+pub fn unusable(error: &BlobError) -> ServiceError {
+    tracing::error!(%error, source = ?std::error::Error::source(error), "the file store failed");
+    ServiceError::Internal(match error {
+        BlobError::Missing(_) => "the content of the file is missing in the file store".to_owned(),
+        BlobError::Directory(_) | BlobError::Bucket(_) => "the file store cannot be used".to_owned(),
+    })
 }

@@ -37,6 +37,7 @@ pub use error::{Field, Lacking, ServiceError, Verb};
 pub use kind::{Kind, Managed};
 pub use names::is_uuid;
 
+use crate::blobs::Blobs;
 use crate::nodes::Nodes;
 use crate::store::Store;
 use live::Samples;
@@ -45,16 +46,18 @@ use live::Samples;
 #[derive(Clone)]
 pub struct Service {
     store: Arc<Store>,
+    blobs: Arc<Blobs>,
     nodes: Arc<Nodes>,
     samples: Arc<Samples>,
 }
 
 impl Service {
-    /// A service over these caches, which asks these nodes.
+    /// A service over these caches and blobs, which asks these nodes.
     #[must_use]
-    pub fn new(store: Arc<Store>, nodes: Nodes) -> Self {
+    pub fn new(store: Arc<Store>, blobs: Blobs, nodes: Nodes) -> Self {
         Self {
             store,
+            blobs: Arc::new(blobs),
             nodes: Arc::new(nodes),
             samples: Arc::default(),
         }

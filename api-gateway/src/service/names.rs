@@ -1,9 +1,13 @@
 //! Which names objects may have, and what tells a name from a uuid. Pure.
 
-use super::Kind;
+use super::{Field, Kind, ServiceError};
 
 /// Longest name.
 const MAX_NAME: usize = 128;
+/// Longest name of a file.
+const MAX_FILE_NAME: usize = 255;
+/// Longest folder of a file.
+const MAX_FOLDER: usize = 1024;
 
 /// Words that follow `instances/` and `enviroments/` in paths of calls.
 const RESERVED_INSTANCES: [&str; 7] = [
@@ -51,6 +55,37 @@ pub fn check(kind: Kind, name: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a new file may have this folder and name.
+pub fn check_file(folder: &str, name: &str) -> Result<(), ServiceError> {
+    check_part(name).map_err(|reason| ServiceError::invalid(Field::Name, reason))?;
+    if is_uuid(name) {
+        return Err(ServiceError::invalid(Field::Name, "must not look like a uuid"));
+    }
+    if folder.len() > MAX_FOLDER {
+        let reason = format!("must have at most {MAX_FOLDER} characters");
+        return Err(ServiceError::invalid(Field::Folder, reason));
+    }
+    let mut parts = folder.split('/').filter(|_| !folder.is_empty());
+    parts
+        .try_for_each(check_part)
+        .map_err(|reason| ServiceError::invalid(Field::Folder, reason))
+}
+
+/// A name of a file, or one of the names that make up its folder.
+fn check_part(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@+ -".contains(c);
+    if !(1..=MAX_FILE_NAME).contains(&name.len()) {
+        return Err(format!("must have 1 to {MAX_FILE_NAME} characters"));
+    }
+    if !name.chars().all(allowed) {
+        return Err("must hold only letters, digits, spaces and . _ : @ + -".to_owned());
+    }
+    if matches!(name, "." | "..") {
+        return Err("must not be . or ..".to_owned());
+    }
+    Ok(())
+}
+
 /// Whether this is a word of the API's calls rather than a name.
 #[must_use]
 pub fn is_reserved(kind: Kind, name: &str) -> bool {
@@ -71,6 +106,34 @@ pub fn is_reserved(kind: Kind, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_files() {
+        let long = "n".repeat(256);
+        for (folder, name, field) in [
+            ("", "seed_file_ubuntu-14_04.txt", None),
+            ("a/b c", ".hidden", None),
+            ("", "a b:c@d+e", None),
+            ("", "", Some(Field::Name)),
+            ("", "..", Some(Field::Name)),
+            ("", "a/b", Some(Field::Name)),
+            ("", "é", Some(Field::Name)),
+            ("", "a\nb", Some(Field::Name)),
+            ("", &long, Some(Field::Name)),
+            ("", "72c05559-0590-4da6-be56-28ab36cb669c", Some(Field::Name)),
+            ("a//b", "n", Some(Field::Folder)),
+            ("../etc", "n", Some(Field::Folder)),
+            ("a/./b", "n", Some(Field::Folder)),
+            ("/a", "n", Some(Field::Folder)),
+            (&long.repeat(5), "n", Some(Field::Folder)),
+        ] {
+            let seen = match check_file(folder, name) {
+                Err(ServiceError::Invalid { field, .. }) => Some(field),
+                _ => None,
+            };
+            assert_eq!(seen, field, "{folder} {name}");
+        }
+    }
 
     #[test]
     fn names_of_the_contract() {

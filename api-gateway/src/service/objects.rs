@@ -373,7 +373,8 @@ pub(super) fn created(caller: &Caller) -> std::collections::BTreeMap<String, Str
     .into()
 }
 
-fn modified(caller: &Caller) -> Value {
+/// Annotations of whatever this caller changes now.
+pub(super) fn modified(caller: &Caller) -> Value {
     json!({ANNOTATION_MODIFIED_AT: Timestamp::now().as_second().to_string(), ANNOTATION_MODIFIED_BY: caller.uid})
 }
 

@@ -85,6 +85,23 @@ impl<'a> Request<'a> {
         self.header("Content-Type", "application/x-www-form-urlencoded")
     }
 
+    /// A multipart form: name, file name if it is a file, content.
+    pub fn form(self, parts: &[(&str, Option<&str>, &str)]) -> Self {
+        let mut body = String::new();
+        for (name, file, content) in parts {
+            body += "--b0und4ry\r\nContent-Disposition: form-data; name=\"";
+            body += name;
+            if let Some(file) = file {
+                body += "\"; filename=\"";
+                body += file;
+            }
+            body.extend(["\"\r\n\r\n", content, "\r\n"]);
+        }
+        body += "--b0und4ry--\r\n";
+        self.text(&body)
+            .header("Content-Type", "multipart/form-data; boundary=b0und4ry")
+    }
+
     pub fn text(mut self, body: &str) -> Self {
         body.clone_into(&mut self.body);
         self
@@ -407,6 +424,10 @@ async fn gateway(client: &Client, namespace: &str) -> (SocketAddr, SocketAddr, A
         free,
         "--virtshell-root-listen",
         free,
+        "--file-store",
+        file_store().to_str().unwrap(),
+        "--max-upload",
+        "2097152",
     ];
     let args = Args::parse_from(args);
     let listeners = Listeners::bind(&args).await.unwrap();
@@ -420,6 +441,12 @@ async fn gateway(client: &Client, namespace: &str) -> (SocketAddr, SocketAddr, A
         async move { server::serve(&args, &client, served, listeners, CancellationToken::new()).await },
     );
     (main, root, store, feeds)
+}
+
+/// Where the gateways of this process keep blobs.
+pub fn file_store() -> &'static Path {
+    static STORE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    STORE.get_or_init(|| tempfile::tempdir().unwrap()).path()
 }
 
 fn parse(bytes: &[u8]) -> Reply {
@@ -439,10 +466,29 @@ fn parse(bytes: &[u8]) -> Reply {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
+    let headers: BTreeMap<String, String> = headers;
+    let body = &bytes[end + 4..];
+    let body = match headers.get("transfer-encoding").map(String::as_str) {
+        Some("chunked") => unchunked(body),
+        _ => body.to_vec(),
+    };
     Reply {
         status,
         headers,
-        body: bytes[end + 4..].to_vec(),
+        body,
+    }
+}
+
+fn unchunked(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    loop {
+        let end = body.windows(2).position(|w| w == b"\r\n").expect("a chunk");
+        let size = usize::from_str_radix(std::str::from_utf8(&body[..end]).unwrap(), 16).unwrap();
+        if size == 0 {
+            return whole;
+        }
+        whole.extend_from_slice(&body[end + 2..end + 2 + size]);
+        body = &body[end + 2 + size + 2..];
     }
 }
 

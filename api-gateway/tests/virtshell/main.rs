@@ -13,6 +13,7 @@ mod support;
 
 mod calls;
 mod enviroments;
+mod files;
 mod groups;
 mod guest_work;
 mod hosts;

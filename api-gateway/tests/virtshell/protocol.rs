@@ -173,6 +173,7 @@ fn v_014_every_collection_lists_its_fixtures() {
             ("sections", "development_co"),
             ("enviroments", "development"),
             ("provisioners", "all_backend"),
+            ("files", "my.cnf"),
             ("groups", "chemical_team"),
         ] {
             let list = w.get(&format!("B1/{collection}")).is(200, &json!({})).json();

@@ -128,8 +128,11 @@ fn v_166_v_167_v_170_update() {
     row(async |w| {
         let request = Request::new("PUT", "B2/users/virtshell")
             .body(&json!({"type": "system", "groups": ["production"]}));
-        w.send(&request.header("Content-Type", "multipart/form-data"))
-            .ok("update");
+        let request = request.header("Content-Type", "multipart/form-data");
+        w.send(&request).ok("update");
+        let mut literal = request.clone();
+        literal.path = "B2/file/virtshell";
+        assert_eq!(w.send(&literal).error(404), "file virtshell not found");
         w.get("B2/users/virtshell").is(
             200,
             &json!({"type": "system", "groups": [{"name": "production"}]}),

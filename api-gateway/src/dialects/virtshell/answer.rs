@@ -1,4 +1,4 @@
-//! Responses: JSON, and nothing but JSON.
+//! Responses: JSON, and nothing but JSON, except for the bytes of stored files.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -9,16 +9,16 @@ use virtshell_crds::Task;
 /// What a handler answers with.
 pub struct Answer {
     status: StatusCode,
-    body: Vec<u8>,
+    content_type: &'static str,
+    body: Body,
 }
+
+const JSON: &str = "application/json";
 
 impl Answer {
     /// 200 with this body.
     pub fn ok(body: &impl Serialize) -> Self {
-        Self {
-            status: StatusCode::OK,
-            body: encode(body),
-        }
+        Self::json_stream(Body::from(encode(body)))
     }
 
     /// `{"<verb>": "success"}`.
@@ -38,9 +38,32 @@ impl Answer {
         body.push(b':');
         body.extend(encode(&items));
         body.push(b'}');
+        Self::json_stream(Body::from(body))
+    }
+
+    /// 200 with a body that is JSON when all of it has come.
+    pub const fn json_stream(body: Body) -> Self {
         Self {
             status: StatusCode::OK,
+            content_type: JSON,
             body,
+        }
+    }
+
+    /// 200 with bytes that mean nothing here.
+    pub const fn bytes(body: Body) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/octet-stream",
+            body,
+        }
+    }
+
+    /// The same with 201.
+    pub fn created(self) -> Self {
+        Self {
+            status: StatusCode::CREATED,
+            ..self
         }
     }
 
@@ -54,21 +77,21 @@ impl Answer {
 
     /// The response.
     pub fn into_response(self) -> Response<Body> {
-        respond(self.status, self.body)
+        respond(self.status, self.content_type, self.body)
     }
 }
 
 /// A response with a JSON body.
 pub fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
-    respond(status, encode(body))
+    respond(status, JSON, Body::from(encode(body)))
 }
 
-fn respond(status: StatusCode, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+fn respond(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response
         .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Request, Response, header};
 use futures::future::BoxFuture;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -18,10 +19,11 @@ use serde_json::{Map, Value};
 
 use super::error::{Rejection, word};
 use super::routes::{self, Input, Match};
+use super::upload::{self, Upload};
 use super::values::Fields;
 use crate::auth::{self, Authenticator, signature};
 use crate::dialects::{Dialect, Trace};
-use crate::service::{Caller, Service, Verb};
+use crate::service::{Caller, Kind, Service, Verb};
 
 /// Most bytes of a JSON body.
 const MAX_BODY: usize = 1024 * 1024;
@@ -44,6 +46,12 @@ pub struct Call {
     pub query: String,
     /// The body; empty where there is none.
     pub body: Map<String, Value>,
+    /// The body where it is a form with files: not read yet.
+    pub upload: Option<Upload>,
+    /// Where the API is, as this client sees it: scheme, host and base path.
+    pub base_uri: String,
+    /// Whether the client asks for JSON by name rather than for anything.
+    pub names_json: bool,
 }
 
 impl Call {
@@ -77,18 +85,27 @@ pub struct VirtShell {
     bases: Vec<&'static str>,
     service: Service,
     authenticator: Arc<Authenticator>,
-    require_content_md5: bool,
+    limits: Limits,
+}
+
+/// What bodies must be.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Whether each needs a `Content-MD5`.
+    pub require_content_md5: bool,
+    /// Most bytes of a form with a file.
+    pub max_upload: u64,
 }
 
 impl VirtShell {
     /// The dialect on the main listener.
     #[must_use]
-    pub fn new(service: Service, authenticator: Arc<Authenticator>, require_content_md5: bool) -> Self {
+    pub fn new(service: Service, authenticator: Arc<Authenticator>, limits: Limits) -> Self {
         Self {
             bases: routes::BASES.to_vec(),
             service,
             authenticator,
-            require_content_md5,
+            limits,
         }
     }
 
@@ -105,11 +122,13 @@ impl VirtShell {
         body: Body,
         trace: &mut Trace,
     ) -> Result<super::answer::Answer, Rejection> {
-        if !is_json_acceptable(&parts.headers) {
+        if !accepts(&parts.headers).json {
             return Err(Rejection::NotAcceptable);
         }
         let path = parts.uri.path();
-        let request = Target::read(self.below_base(path), parts.uri.query());
+        let (base, below) = self.below_base(path).unzip();
+        let base = base.unwrap_or_default();
+        let request = Target::read(below, parts.uri.query());
         let found =
             routes::find(&parts.method, &request.segments).ok_or_else(|| Rejection::NotImplemented {
                 method: parts.method.to_string(),
@@ -121,7 +140,7 @@ impl VirtShell {
             &auth::Request {
                 method: parts.method.as_str(),
                 resource: path,
-                authority: parts.uri.authority().map(axum::http::uri::Authority::as_str),
+                authority: parts.uri.authority().map(Authority::as_str),
                 headers: &parts.headers,
             },
             Timestamp::now(),
@@ -130,14 +149,23 @@ impl VirtShell {
         if !request.is_valid {
             return Err(Rejection::BadPath);
         }
-        let bytes = read(&parts.headers, body).await?;
-        self.check_sum(&parts.headers, &bytes)?;
         let Match {
             route,
             captures,
             spelling,
         } = found;
-        let body = object(&bytes, route.input)?;
+        let boundary = upload::boundary(&parts.headers).filter(|_| route.input.may_be_a_form());
+        let (body, upload) = if let Some(boundary) = boundary {
+            let md5 = self.announced_sum(&parts.headers, true)?;
+            (
+                Map::new(),
+                Some(Upload::new(body, boundary, md5, self.limits.max_upload)),
+            )
+        } else {
+            let bytes = read(&parts.headers, body).await?;
+            self.check_sum(&parts.headers, &bytes)?;
+            (object(&bytes, route.input)?, None)
+        };
         (route.handler)(Call {
             service: self.service.clone(),
             caller,
@@ -145,41 +173,43 @@ impl VirtShell {
             spelling,
             query: parts.uri.query().unwrap_or_default().to_owned(),
             body,
+            upload,
+            base_uri: base_uri(&parts.headers, parts.uri.authority().map(Authority::as_str), base),
+            names_json: accepts(&parts.headers).names_json,
         })
         .await
     }
 
-    /// The path without its base; `None` when it is under none.
-    fn below_base<'a>(&self, path: &'a str) -> Option<&'a str> {
+    /// The base of a path and the rest of it; `None` when it is under none.
+    fn below_base<'a>(&self, path: &'a str) -> Option<(&'static str, &'a str)> {
         self.bases.iter().find_map(|base| {
             path.strip_prefix(base)
                 .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+                .map(|rest| (*base, rest))
         })
     }
 
     fn check_sum(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Rejection> {
-        match headers.get("content-md5") {
-            Some(sum) => {
-                let sum = sum.to_str().unwrap_or_default().trim();
-                // An empty value signs like an absent one and says as much.
-                if sum.is_empty() || signature::is_md5_of(sum, body) {
-                    return self.check_sum_given(!sum.is_empty(), body);
-                }
-                Err(Rejection::BadBody(
-                    "it does not have the Content-MD5 of the request",
-                ))
-            }
-            None => self.check_sum_given(false, body),
+        match self.announced_sum(headers, !body.is_empty())? {
+            Some(sum) if !signature::is_md5_of(&sum, body) => Err(Rejection::BadBody(
+                "it does not have the Content-MD5 of the request",
+            )),
+            Some(_) | None => Ok(()),
         }
     }
 
-    fn check_sum_given(&self, is_given: bool, body: &[u8]) -> Result<(), Rejection> {
-        if self.require_content_md5 && !is_given && !body.is_empty() {
+    /// The `Content-MD5` of the request; an empty value signs like an absent one and says as much.
+    fn announced_sum(&self, headers: &HeaderMap, has_body: bool) -> Result<Option<String>, Rejection> {
+        let sum = headers
+            .get("content-md5")
+            .map(|sum| sum.to_str().unwrap_or("?").trim());
+        let sum = sum.filter(|sum| !sum.is_empty()).map(str::to_owned);
+        if self.limits.require_content_md5 && sum.is_none() && has_body {
             return Err(Rejection::BadBody(
                 "a request with a body needs a Content-MD5 here",
             ));
         }
-        Ok(())
+        Ok(sum)
     }
 }
 
@@ -287,6 +317,8 @@ fn object(bytes: &[u8], input: Input) -> Result<Map<String, Value>, Rejection> {
     let missing = match input {
         Input::None => return Ok(Map::new()),
         Input::Optional => None,
+        Input::CreateFile => Some(Rejection::MissingInput(Verb::Create, word(Kind::File))),
+        Input::UpdateFile => Some(Rejection::MissingInput(Verb::Update, word(Kind::File))),
         Input::Create(kind) => Some(Rejection::MissingInput(Verb::Create, word(kind))),
         Input::Update(kind) => Some(Rejection::MissingInput(Verb::Update, word(kind))),
         Input::Needed(verb, what) => Some(Rejection::MissingInput(verb, what)),
@@ -306,8 +338,30 @@ fn object(bytes: &[u8], input: Input) -> Result<Map<String, Value>, Rejection> {
     }
 }
 
-/// Whether the client takes JSON: the most specific media range that fits decides.
-fn is_json_acceptable(headers: &HeaderMap) -> bool {
+/// Scheme, host and base path of a request; the bare root has no base of its own to show.
+fn base_uri(headers: &HeaderMap, authority: Option<&str>, base: &str) -> String {
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+    };
+    let scheme = text("x-forwarded-proto").filter(|scheme| matches!(*scheme, "http" | "https"));
+    let host = text(header::HOST.as_str()).or(authority).unwrap_or_default();
+    let base = if base.is_empty() { routes::BASES[1] } else { base };
+    format!("{}://{host}{base}", scheme.unwrap_or("http"))
+}
+
+/// What a client takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Accepts {
+    /// JSON: the most specific media range that fits decides.
+    json: bool,
+    /// JSON by name, not as anything.
+    names_json: bool,
+}
+
+fn accepts(headers: &HeaderMap) -> Accepts {
     let mut best: Option<(u8, f32)> = None;
     let mut is_given = false;
     for value in headers.get_all(header::ACCEPT) {
@@ -333,7 +387,10 @@ fn is_json_acceptable(headers: &HeaderMap) -> bool {
             });
         }
     }
-    !is_given || best.is_some_and(|(_, quality)| quality > 0.0)
+    Accepts {
+        json: !is_given || best.is_some_and(|(_, quality)| quality > 0.0),
+        names_json: best.is_some_and(|(specificity, _)| specificity == 3),
+    }
 }
 
 #[cfg(test)]
@@ -342,7 +399,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::service::Kind;
 
     #[test]
     fn who_takes_json() {
@@ -371,7 +427,7 @@ mod tests {
             for value in &accept {
                 headers.append(header::ACCEPT, HeaderValue::from_str(value).unwrap());
             }
-            assert_eq!(is_json_acceptable(&headers), expected, "{accept:?}");
+            assert_eq!(accepts(&headers).json, expected, "{accept:?}");
         }
     }
 

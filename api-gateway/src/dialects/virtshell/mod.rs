@@ -10,6 +10,7 @@ mod edge;
 mod enviroments;
 mod error;
 mod file_ref;
+mod files;
 mod groups;
 mod hosts;
 mod images;
@@ -23,13 +24,14 @@ mod sections;
 mod selector;
 mod sizes;
 mod tasks;
+mod upload;
 mod users;
 mod values;
 mod view;
 
 use std::sync::Arc;
 
-pub use edge::{Mounted, VirtShell};
+pub use edge::{Limits, Mounted, VirtShell};
 
 use answer::Answer;
 use edge::Call;

@@ -10,7 +10,7 @@ use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::{
-    calls, enviroments, groups, hosts, images, instances, missing_name, missing_uuid, packages, power,
+    calls, enviroments, files, groups, hosts, images, instances, missing_name, missing_uuid, packages, power,
     properties, provisioners, sections, tasks, users,
 };
 use crate::service::{Kind, Verb};
@@ -34,6 +34,7 @@ pub const COLLECTIONS: &[(&str, &[&str])] = &[
     ("tasks", &["task"]),
     ("properties", &["property"]),
     ("packages", &["package"]),
+    ("files", &["file"]),
     ("groups", &["group"]),
     ("users", &["user"]),
 ];
@@ -49,8 +50,20 @@ pub enum Input {
     Create(Kind),
     /// An object with something in it, to change by.
     Update(Kind),
+    /// A multipart form, or an object with something in it, to create a file from.
+    CreateFile,
+    /// The same to change one by.
+    UpdateFile,
     /// An object with something in it; the verb and the word are those of the message.
     Needed(Verb, &'static str),
+}
+
+impl Input {
+    /// Whether a form with a boundary is read as one; everywhere else it is no JSON.
+    #[must_use]
+    pub const fn may_be_a_form(self) -> bool {
+        matches!(self, Self::CreateFile | Self::UpdateFile)
+    }
 }
 
 /// What answers a request.
@@ -60,7 +73,7 @@ pub type Handler = fn(Call) -> BoxFuture<'static, Result<Answer, Rejection>>;
 pub struct Route {
     /// The method.
     pub method: Method,
-    /// Segments; `:word` captures one.
+    /// Segments; `:word` captures one, `*word` at the end all that is left.
     pub path: &'static str,
     /// What the body must be.
     pub input: Input,
@@ -207,6 +220,19 @@ pub const ROUTES: &[Route] = routes! {
     PUT    "/remove_packages"   Input::Needed(Verb::Update, "package") => packages::remove;
     DELETE "/remove_packages"   Input::Optional                        => packages::remove;
 
+    GET    "/file/*ref"         Input::None       => files::content;
+    GET    "/static/files"      Input::None       => files::list;
+    GET    "/static/files/*ref" Input::None       => files::raw;
+    GET    "/static/*ref"       Input::None       => files::raw;
+    GET    "/files"             Input::None       => files::list;
+    POST   "/files"             Input::CreateFile => files::create;
+    PUT    "/files"             Input::None       => missing_name;
+    DELETE "/files"             Input::None       => missing_name;
+    GET    "/files/*ref"        Input::None       => files::get;
+    POST   "/files/*ref"        Input::CreateFile => files::create;
+    PUT    "/files/*ref"        Input::UpdateFile => files::update;
+    DELETE "/files/*ref"        Input::None       => files::delete;
+
     GET    "/groups"              Input::None                       => groups::list;
     POST   "/groups"              Input::Create(Kind::Group)        => groups::create;
     PUT    "/groups"              Input::None                       => missing_name;
@@ -279,6 +305,14 @@ fn captures(path: &str, first: (&str, Option<&str>), rest: &[String]) -> Option<
     let mut rest = rest.iter();
     for part in parts {
         let segment = rest.next()?;
+        if part.starts_with('*') {
+            let all: Vec<&str> = std::iter::once(segment).chain(rest).map(String::as_str).collect();
+            let all = all.join("/");
+            return (!all.is_empty()).then(|| {
+                captures.push(all);
+                captures
+            });
+        }
         if !part.starts_with(':') {
             if part != segment {
                 return None;
@@ -346,6 +380,26 @@ mod tests {
                 Some(("/tasks/:uuid", vec!["sucess"])),
             ),
             (Method::PUT, "image", Some(("/images", vec![]))),
+            (Method::GET, "files/a/b", Some(("/files/*ref", vec!["a/b"]))),
+            (
+                Method::GET,
+                "files/http://h/files/b",
+                Some(("/files/*ref", vec!["http://h/files/b"])),
+            ),
+            (Method::GET, "files/", None),
+            (Method::GET, "file", Some(("/files", vec![]))),
+            (Method::GET, "file/a", Some(("/file/*ref", vec!["a"]))),
+            (Method::PUT, "file/a", Some(("/files/*ref", vec!["a"]))),
+            (Method::GET, "static/files", Some(("/static/files", vec![]))),
+            (
+                Method::GET,
+                "static/files/a/b",
+                Some(("/static/files/*ref", vec!["a/b"])),
+            ),
+            (Method::GET, "static/a", Some(("/static/*ref", vec!["a"]))),
+            (Method::GET, "static", None),
+            (Method::PUT, "static/a", None),
+            (Method::DELETE, "fles/a", None),
         ] {
             let segments: Vec<String> = path.split('/').map(str::to_owned).collect();
             let found = find(&method, &segments);
