@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::{Authenticator, Mode};
 use crate::blobs::{Blobs, Place};
+use crate::dialects::agents::Agents;
 use crate::dialects::virtshell::{Limits, VirtShell};
 use crate::metrics::Metrics;
 use crate::nodes::{Account, Nodes};
@@ -163,7 +164,11 @@ pub async fn serve(
     let virtshell = || VirtShell::new(service.clone(), authenticator.clone(), limits);
     let main = Gateway {
         // One line per dialect.
-        dialects: vec![Arc::new(virtshell().mounted())],
+        dialects: vec![
+            Arc::new(Agents::new(service.clone(), client.clone())),
+            // The last one refuses what none claims.
+            Arc::new(virtshell().mounted()),
+        ],
         store: store.clone(),
         metrics: metrics.clone(),
     };

@@ -118,6 +118,9 @@ pub fn host_account(host: &str) -> String {
     format!("virtshell-host-{host}")
 }
 
+/// Audience of the tokens with which node agents ask the gateway for the content of stored files.
+pub const GATEWAY_AUDIENCE: &str = "virtshell-gateway";
+
 /// Audience of the tokens with which callers ask the agent of `host` for live bytes: one that was shown to a node is of no use elsewhere.
 #[must_use]
 pub fn node_audience(host: &str) -> String {

@@ -1,7 +1,9 @@
-//! The REST dialects: each translates its requests into intents of [`crate::service`] and the outcomes back.
+//! The REST dialects: each translates its requests into intents of [`crate::service`] and the outcomes back. [`agents`] is
+//! for our own node agents.
 //!
 //! A dialect is one folder here and one line in [`crate::server`].
 
+pub mod agents;
 pub mod virtshell;
 
 use axum::body::Body;
