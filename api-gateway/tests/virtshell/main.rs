@@ -25,6 +25,7 @@ mod packages;
 mod properties;
 mod protocol;
 mod provisioners;
+mod refused;
 mod sections;
 mod tasks;
 mod users;

@@ -49,7 +49,7 @@ fn v_016_the_resource_answers_three_methods() {
 }
 
 #[test]
-fn v_133_to_v_137_every_spelling() {
+fn v_133_v_135_v_136_v_137_every_spelling() {
     row(async |w| {
         let three = ["WebServer_1", "WebServer_2", "WebServer_3"];
         for (methods, path, verb, type_) in [
