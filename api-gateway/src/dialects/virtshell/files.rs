@@ -109,7 +109,7 @@ fn permitted(call: &Call, verb: Verb) -> Result<Arc<File>, Rejection> {
 /// The multipart form, or the JSON body, which has no file.
 async fn read_form(call: &mut Call) -> Result<Form, Rejection> {
     match call.upload.take() {
-        Some(upload) => upload.read(&call.service).await,
+        Some(upload) => upload.read(|| call.service.intake()).await,
         None => Ok(Form {
             fields: std::mem::take(&mut call.body),
             file: None,

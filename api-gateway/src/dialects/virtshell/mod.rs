@@ -37,6 +37,9 @@ use answer::Answer;
 use edge::Call;
 use error::Rejection;
 
+#[cfg(test)]
+mod properties_of_parsers;
+
 impl VirtShell {
     /// As the router mounts it.
     #[must_use]

@@ -15,8 +15,7 @@ use serde_json::{Map, Value};
 
 use super::error::Rejection;
 use crate::auth::signature;
-use crate::blobs::Content;
-use crate::service::Service;
+use crate::blobs::{Content, Intake};
 use crate::service::files::unusable;
 
 /// How long a client may be silent in the midst of a body.
@@ -70,8 +69,8 @@ impl Upload {
         }
     }
 
-    /// Reads all of it.
-    pub async fn read(self, service: &Service) -> Result<Form, Rejection> {
+    /// Reads all of it; `intake` begins to take in a file.
+    pub async fn read<'a>(self, intake: impl Fn() -> Intake<'a>) -> Result<Form, Rejection> {
         let raw = Arc::new(Mutex::new(Raw {
             body: self.body.into_data_stream(),
             sum: Md5::new(),
@@ -90,7 +89,7 @@ impl Upload {
                 if form.file.is_some() {
                     return Err(Rejection::BadBody("it has more than one file"));
                 }
-                form.file = Some(file(field, service).await?);
+                form.file = Some(file(field, intake()).await?);
             } else {
                 form.fields.insert(name, Value::String(text(field).await?));
             }
@@ -144,9 +143,8 @@ fn multer_error(error: BodyError) -> multer::Error {
     multer::Error::StreamReadFailed(Box::new(error))
 }
 
-async fn file(mut field: Field<'_>, service: &Service) -> Result<FormFile, Rejection> {
+async fn file(mut field: Field<'_>, mut intake: Intake<'_>) -> Result<FormFile, Rejection> {
     let name = field.file_name().map(str::to_owned);
-    let mut intake = service.intake();
     while let Some(bytes) = in_time(field.chunk()).await? {
         intake
             .write(&bytes)
