@@ -1,7 +1,8 @@
 //! Blobs in an S3 bucket: `uploads/<uuid>` while they are written, then `blobs/<sum>`.
 //!
 //! A bucket has no rename: a commit copies on the server's side, which also makes the blob young. The sweep asks for the age
-//! right before it deletes; a commit within that moment is what it cannot see, so its grace is an hour.
+//! right before it deletes; a commit within that moment is what it cannot see, so its grace is an hour. Parts of uploads that
+//! a crash left behind are for a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,6 +15,7 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::io::AsyncWriteExt;
+use tokio::runtime::Handle;
 
 use super::{BlobError, LONGEST_UPLOAD, is_sum};
 
@@ -31,7 +33,21 @@ pub struct Bucket {
 pub struct Upload {
     store: Arc<dyn ObjectStore>,
     aside: Path,
-    writer: BufWriter,
+    /// Until it is committed.
+    writer: Option<BufWriter>,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // A bucket keeps the parts of an upload that nobody ends, and lists them nowhere.
+        if let (Some(mut writer), Ok(runtime)) = (self.writer.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                if let Err(error) = writer.abort().await {
+                    tracing::debug!(%error, "an upload is not aborted");
+                }
+            });
+        }
+    }
 }
 
 impl Bucket {
@@ -49,7 +65,9 @@ impl Bucket {
     pub fn begin(&self) -> Upload {
         let aside = Path::from_iter([UPLOADS, &uuid::Uuid::new_v4().simple().to_string()]);
         Upload {
-            writer: BufWriter::with_capacity(self.store.clone(), aside.clone(), PART).with_max_concurrency(1),
+            writer: Some(
+                BufWriter::with_capacity(self.store.clone(), aside.clone(), PART).with_max_concurrency(1),
+            ),
             store: self.store.clone(),
             aside,
         }
@@ -108,12 +126,14 @@ impl Bucket {
 impl Upload {
     /// Adds to it.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        Ok(self.writer.write_all(bytes).await?)
+        let writer = self.writer.as_mut().ok_or_else(ended)?;
+        Ok(writer.write_all(bytes).await?)
     }
 
     /// Makes it the blob with this sum.
     pub async fn commit(mut self, sha256: &str) -> Result<(), BlobError> {
-        self.writer.shutdown().await?;
+        let mut writer = self.writer.take().ok_or_else(ended)?;
+        writer.shutdown().await?;
         let place = Path::from_iter([BLOBS, sha256]);
         self.store.copy(&self.aside, &place).await?;
         // What stays behind is swept.
@@ -122,6 +142,11 @@ impl Upload {
         }
         Ok(())
     }
+}
+
+/// What a commit, which ends an upload, leaves no way to see.
+fn ended() -> std::io::Error {
+    std::io::Error::other("the upload has ended")
 }
 
 fn is_older(object: &ObjectMeta, age: Duration) -> bool {
