@@ -1,4 +1,4 @@
-//! The foundation's numbers, measured against raw libvirt and the API server's own counters inside one run.
+//! What VirtShell takes for one guest, measured against raw libvirt and the API server's own counters inside one run.
 //!
 //! Needs a running system (`make up`) and its environment (`.virtshell/env`); `make bench` does both. Every sample of
 //! VirtShell stands beside a raw sample taken right after it: the same overlay, seed and domain XML, made with
@@ -14,7 +14,8 @@ use kube::api::{Api, DeleteParams, PostParams, WatchParams};
 use kube::core::WatchEvent;
 use kube::{Client, ResourceExt};
 use virt::connect::Connect;
-use virt::domain::Domain;
+use virt::domain::{Domain, DomainState};
+use virt::enumutil::Enum;
 use virtshell_crds::{Instance, InstanceSpec, PowerState, condition};
 use virtshell_tests::percentile as at;
 
@@ -22,6 +23,8 @@ const NAMESPACE: &str = "virtshell";
 const IMAGE: &str = "debian-guest";
 /// Longest wait for one step; a sample that takes longer is a failure, not a number.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a guest must have run so that its end is no part of a crash loop.
+const STABLE: Duration = Duration::from_secs(65);
 /// How long standing still is watched.
 const STILL: Duration = Duration::from_mins(1);
 
@@ -38,6 +41,8 @@ async fn main() -> Result<()> {
         .context("no cluster: run `make up` and `. .virtshell/env` first")?;
     let libvirt = Connect::open(Some("qemu:///system")).context("qemu:///system does not answer")?;
     latency(&client, &libvirt, samples).await?;
+    answers(&client, &libvirt, samples.div_ceil(10)).await?;
+    drift(&client, &libvirt, samples.div_ceil(2)).await?;
     writes(&client).await
 }
 
@@ -49,7 +54,7 @@ async fn latency(client: &Client, libvirt: &Connect, samples: usize) -> Result<(
         let xml = domain_of(libvirt, &instance)?.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
         let image = backing_image(&xml)?;
         delete(client, &instance).await?;
-        let same = raw_create(libvirt, &xml, &image)?;
+        let same = raw_create(libvirt, &xml, &image, |_| Ok(()))?.all;
         // The first pair fills caches (QEMU's capabilities, the image in the page cache) on both sides.
         if n > 0 {
             ours.push(took);
@@ -57,23 +62,116 @@ async fn latency(client: &Client, libvirt: &Connect, samples: usize) -> Result<(
             overhead.push(took.saturating_sub(same));
         }
     }
-    for (what, list) in [
-        ("VirtShell", &mut ours),
-        ("raw libvirt", &mut raw),
-        ("difference", &mut overhead),
-    ] {
-        list.sort();
-        println!(
-            "create to running, {what:<12} P50 {:>7.1?}  P99 {:>7.1?}  (n={samples})",
-            at(list, 50),
-            at(list, 99)
-        );
-    }
+    print("create to running, VirtShell", &mut ours);
+    print("create to running, raw libvirt", &mut raw);
+    print("create to running, difference", &mut overhead);
     println!(
-        "create to running, ratio        P50 {:>7.2}",
+        "create to running, ratio           P50 {:>8.2}",
         at(&ours, 50).as_secs_f64() / at(&raw, 50).as_secs_f64()
     );
     Ok(())
+}
+
+fn print(what: &str, samples: &mut [Duration]) {
+    samples.sort();
+    println!(
+        "{what:<34} P50 {:>8.1?}  P99 {:>8.1?}  (n={})",
+        at(samples, 50),
+        at(samples, 99),
+        samples.len()
+    );
+}
+
+/// Create to the guest agent's first answer, ours minus raw.
+async fn answers(client: &Client, libvirt: &Connect, samples: usize) -> Result<()> {
+    let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
+    let answers = |i: &Instance| {
+        let status = i.status.as_ref();
+        status.is_some_and(|s| condition::is_true(&s.conditions, condition::AGENT_CONNECTED))
+    };
+    let mut overhead = Vec::new();
+    for n in 0..samples {
+        let started = Instant::now();
+        let created = api
+            .create(&PostParams::default(), &instance(&format!("bench-agent-{n}")))
+            .await?;
+        let seen = watch_until(&api, &created, answers).await?;
+        let took = started.elapsed();
+        let xml = domain_of(libvirt, &seen)?.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
+        let image = backing_image(&xml)?;
+        delete(client, &seen).await?;
+        let raw = raw_create(libvirt, &xml, &image, until_it_answers)?.all;
+        overhead.push(took.saturating_sub(raw));
+    }
+    print("create to agent, difference", &mut overhead);
+    Ok(())
+}
+
+fn until_it_answers(domain: &Domain) -> Result<()> {
+    let started = Instant::now();
+    while domain
+        .qemu_agent_command(r#"{"execute":"guest-ping"}"#, 1, 0)
+        .is_err()
+    {
+        ensure!(
+            started.elapsed() < PATIENCE,
+            "the raw guest's agent does not answer"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Guests powered off behind VirtShell's back, one after the other: until each runs again, less what libvirt takes for a
+/// start, and from then until the status says so.
+async fn drift(client: &Client, libvirt: &Connect, samples: usize) -> Result<()> {
+    let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
+    let mut guests = Vec::new();
+    for n in 0..samples {
+        guests.push(create_to_running(client, &format!("bench-drift-{n}")).await?.1);
+    }
+    // One that ends soon after its start is started again after a pause.
+    tokio::time::sleep(STABLE).await;
+    let (mut detected, mut told) = (Vec::new(), Vec::new());
+    for guest in guests {
+        let domain = domain_of(libvirt, &guest)?;
+        let xml = domain.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
+        let image = backing_image(&xml)?;
+        let first = guest.status.as_ref().and_then(|s| s.started_at.clone());
+        let guest = api.get(&guest.name_any()).await?;
+        let started_again = |i: &Instance| i.status.as_ref().is_some_and(|s| s.started_at != first);
+        let watching = async {
+            let seen = watch_until(&api, &guest, started_again).await?;
+            Ok::<_, anyhow::Error>((seen, Instant::now()))
+        };
+        // libvirt waits for QEMU to end, which is no part of what is measured.
+        domain.destroy()?;
+        let destroyed = Instant::now();
+        let (running, (seen, visible)) = tokio::try_join!(until_running(libvirt, &domain), watching)?;
+        delete(client, &seen).await?;
+        let raw = raw_create(libvirt, &xml, &image, |_| Ok(()))?;
+        detected.push((running - destroyed).saturating_sub(raw.start));
+        told.push(visible.saturating_duration_since(running));
+    }
+    print("powered off to running, difference", &mut detected);
+    print("running to seen in the status", &mut told);
+    Ok(())
+}
+
+/// When the domain runs again.
+async fn until_running(libvirt: &Connect, domain: &Domain) -> Result<Instant> {
+    let uuid = domain.uuid_string()?;
+    let libvirt = libvirt.clone();
+    let wait = move || {
+        let started = Instant::now();
+        let domain = libvirt.lookup_domain_by_uuid_string(&uuid)?;
+        while domain.state()?.0 != Enum::Known(DomainState::Running) {
+            ensure!(started.elapsed() < PATIENCE, "it was not started again");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(Instant::now())
+    };
+    tokio::task::spawn_blocking(wait).await?
 }
 
 /// From the create call to the watch event that shows the domain running.
@@ -155,8 +253,21 @@ fn domain_of(libvirt: &Connect, instance: &Instance) -> Result<Domain> {
     Ok(libvirt.lookup_domain_by_uuid_string(&domain.uuid)?)
 }
 
-/// The same domain by hand: overlay and seed, then define and start. The clock runs for these four alone.
-fn raw_create(libvirt: &Connect, xml: &str, image: &Path) -> Result<Duration> {
+/// What libvirt alone takes.
+struct Raw {
+    /// All of it.
+    all: Duration,
+    /// The start.
+    start: Duration,
+}
+
+/// The same domain by hand: overlay and seed, then define and start, and what follows. The clock runs for these alone.
+fn raw_create(
+    libvirt: &Connect,
+    xml: &str,
+    image: &Path,
+    then: impl Fn(&Domain) -> Result<()>,
+) -> Result<Raw> {
     let folder = tempfile::Builder::new()
         .prefix("virtshell-bench-")
         .tempdir_in("/var/tmp")?;
@@ -183,13 +294,16 @@ fn raw_create(libvirt: &Connect, xml: &str, image: &Path) -> Result<Duration> {
     let domain = libvirt
         .define_domain_xml(&xml)
         .with_context(|| format!("raw domain refused: {xml}"))?;
+    let starting = Instant::now();
     let outcome = domain.create();
-    let took = started.elapsed();
+    let start = starting.elapsed();
+    let outcome = outcome.map_err(Into::into).and_then(|()| then(&domain));
+    let all = started.elapsed();
 
     let _ = domain.destroy();
     domain.undefine()?;
     outcome?;
-    Ok(took)
+    Ok(Raw { all, start })
 }
 
 fn run(command: &mut Command) -> Result<()> {
