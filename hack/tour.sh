@@ -386,7 +386,7 @@ stop_full() {
     type_ "hack/host.sh exec $HOST fallocate -l $(($(free_mib) - 4))M /srv/virtshell/filler2"
     type_ "VIRSH='hack/host.sh exec $HOST virsh' hack/guest-exec tour-guest '(yes data | head -c 12000000 >/data/big; sync) >/dev/null 2>&1 &'"
     expect "the guest that writes is suspended by QEMU, shown as that, and not resumed into a full disk" \
-        'is tour-guest Ready "False StorageFailed" && [[ $(virsh_ domstate '"$domain"') == paused ]]' 'says tour-guest Ready'
+        'is tour-guest Ready "False StorageFull" && [[ $(virsh_ domstate '"$domain"') == paused ]]' 'says tour-guest Ready'
     type_ "hack/host.sh exec $HOST rm /srv/virtshell/filler /srv/virtshell/filler2"
     expect "with room it goes on by itself, and so does the one that waited" 'is_ready tour-guest && is_ready tour-other' \
         'echo "tour-guest $(says tour-guest Ready) tour-other $(says tour-other Ready) StorageHealthy $(host_says StorageHealthy)"'

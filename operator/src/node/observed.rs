@@ -19,6 +19,8 @@ pub struct Observed {
     pub files: Files,
     /// Whether the file system with the disks has room for guests to write.
     pub room: bool,
+    /// Whether want of room is what suspended the guest.
+    pub no_space: bool,
     /// What this agent remembers.
     pub memory: Memory,
 }
@@ -86,7 +88,7 @@ pub enum Power {
 pub enum PausedBy {
     /// Somebody asked for it.
     Request,
-    /// QEMU, because its storage failed: usually no room left.
+    /// QEMU, because its storage failed: see [`Observed::no_space`].
     IoError,
     /// The guest's power management; it sleeps.
     Sleep,

@@ -175,9 +175,10 @@ impl Performer<'_> {
                 if self.machine.is_some_and(|m| m.driver == Driver::Lxc) {
                     self.context.storage.container_root(&self.id.uid).await?;
                 }
-                let told: &[_] = match paused {
-                    true => &[Lifecycle::Started],
-                    false => &[Lifecycle::Started, Lifecycle::Resumed],
+                let told: &[_] = if *paused {
+                    &[Lifecycle::Started]
+                } else {
+                    &[Lifecycle::Started, Lifecycle::Resumed]
                 };
                 self.echoed(told, self.on_domain("start", *paused, Link::start))
                     .await?;

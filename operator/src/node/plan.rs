@@ -130,6 +130,8 @@ pub enum Blocked {
         /// The guest still runs, on the deleted file.
         running: bool,
     },
+    /// The guest is suspended because its storage has no room.
+    StorageFull,
     /// The guest is suspended because its storage failed.
     StorageFailed,
 }
@@ -480,7 +482,11 @@ fn active(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment) -
     match (machine.power, domain.power) {
         (PowerState::Running, Power::Paused(PausedBy::IoError)) => {
             let tried = |at: Moment| now < at + RESUME_AGAIN;
-            if !seen.room || seen.memory.resumed.is_some_and(tried) {
+            let tried = seen.memory.resumed.is_some_and(tried);
+            if seen.no_space && (tried || !seen.room) {
+                return then(actions, Next::Blocked(Blocked::StorageFull));
+            }
+            if tried {
                 return then(actions, Next::Blocked(Blocked::StorageFailed));
             }
             actions.push(Action::Resume);

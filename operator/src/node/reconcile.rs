@@ -144,10 +144,12 @@ impl Look<'_> {
             self.note_interference(&goal, &seen, record);
             let machine = goal.machine();
             record.memory.images_cached = machine.is_none_or(|m| has_images(m, record));
+            let (room, no_space) = self.room(connection, &seen.domain).await;
             let observed = Observed {
                 domain: seen.domain.clone(),
                 files: files_of(Some(&seen.files)),
-                room: self.has_room(&seen.domain).await,
+                room,
+                no_space,
                 memory: record.memory.clone(),
             };
             let plan = plan(&goal, &observed, self.context.now());
@@ -205,16 +207,28 @@ impl Look<'_> {
         })
     }
 
-    /// Whether a guest that its storage suspended would find room; asked only for one.
-    async fn has_room(&self, domain: &DomainState) -> bool {
-        let suspended = matches!(domain, DomainState::Ours(d) if d.power == Power::Paused(PausedBy::IoError));
-        !suspended
-            || self
-                .context
-                .storage
-                .room()
-                .await
-                .is_ok_and(|room| !room.is_nearly_full())
+    /// Whether a guest that its storage suspended would find room, and whether that is what it lacked; asked only for one.
+    async fn room(&self, connection: &Arc<Connection>, domain: &DomainState) -> (bool, bool) {
+        let DomainState::Ours(domain) = domain else {
+            return (true, false);
+        };
+        if domain.power != Power::Paused(PausedBy::IoError) {
+            return (true, false);
+        }
+        let uuid = domain.uuid.clone();
+        let asked = connection.call(
+            Lane::Probe,
+            &domain.config.metadata.uid,
+            "ask for the disk errors of",
+            READ_DEADLINE,
+            move |link| link.found_no_space(&uuid),
+        );
+        let (room, no_space) = tokio::join!(self.context.storage.room(), asked);
+        // One that cannot be asked now most likely lacks room.
+        (
+            room.is_ok_and(|room| !room.is_nearly_full()),
+            no_space.unwrap_or(true),
+        )
     }
 
     // --- Images -----------------------------------------------------------------------------------------------------

@@ -215,8 +215,11 @@ pub fn explain(blocked: &Blocked) -> String {
         Blocked::DiskMissing { name, running: true } => format!(
             "the file of disk {name} was deleted while the guest has it open; copy its data out of the guest before it stops"
         ),
+        Blocked::StorageFull => {
+            "QEMU suspended the guest because the host's storage has no room; make room there, and it is resumed".to_owned()
+        }
         Blocked::StorageFailed => {
-            "QEMU suspended the guest because its storage failed, usually for want of room; make room on the host, and it is resumed".to_owned()
+            "QEMU suspended the guest because reading or writing a disk failed; it is resumed now and then, see the kernel's log of the host".to_owned()
         }
     }
 }
@@ -228,6 +231,7 @@ pub const fn blocked_reason(blocked: &Blocked) -> &'static str {
         Blocked::NameTaken { .. } => "DomainNameTaken",
         Blocked::ShutdownIgnored => "ShutdownIgnored",
         Blocked::DiskMissing { .. } => "DiskMissing",
+        Blocked::StorageFull => "StorageFull",
         Blocked::StorageFailed => "StorageFailed",
     }
 }

@@ -134,7 +134,7 @@ async fn full_disk(story: &Story) -> Result<()> {
         &writer,
         "(yes data | head -c 12000000 >/data/big; sync; touch /data/done) >/dev/null 2>&1 &",
     )?;
-    let failed = |i: &_| said(i, "Ready").starts_with("False StorageFailed");
+    let failed = |i: &_| said(i, "Ready").starts_with("False StorageFull");
     let (paused, _) = story
         .until("writer", "suspended for want of room", failed)
         .await?;

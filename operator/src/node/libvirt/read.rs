@@ -207,6 +207,13 @@ impl Link {
         self.done("get a sign of life from", uuid, answered)
     }
 
+    /// Whether a disk of a guest that its storage suspended found no room; QEMU's monitor must answer.
+    pub fn found_no_space(&self, uuid: &str) -> Answer<bool> {
+        let errors = libvirt_ffi::disk_errors(&self.domain(uuid)?)
+            .map_err(|e| self.failed("ask for the disk errors of", uuid, &e))?;
+        Ok(errors.iter().any(|error| error.no_space))
+    }
+
     /// All domains but those with the given UUIDs: of each it must be read whose it is.
     pub fn list(&self, but: &HashSet<String>) -> Answer<Vec<Listed>> {
         let domains = self

@@ -128,6 +128,7 @@ fn see(domain: OurDomain, files: Files) -> Observed {
         domain: DomainState::Ours(Box::new(domain)),
         files,
         room: true,
+        no_space: false,
         memory: memory(),
     }
 }
@@ -142,6 +143,7 @@ fn absent(files: Files) -> Observed {
         domain: DomainState::Absent,
         files,
         room: true,
+        no_space: false,
         memory: memory(),
     }
 }
@@ -155,6 +157,7 @@ fn foreign(files: Files) -> Observed {
         domain,
         files,
         room: true,
+        no_space: false,
         memory: memory(),
     }
 }
@@ -314,7 +317,7 @@ fn keeping_it_as_it_should_be() {
     let data = machine(json!({"disks": [{"name": "data", "sizeMiB": 1024}]}));
     let lost = |name: &str, running| Next::Blocked(Blocked::DiskMissing { name: name.into(), running });
     let full = |mut seen: Observed| {
-        seen.room = false;
+        (seen.room, seen.no_space) = (false, true);
         seen
     };
     let transient = |m: &Machine| {
@@ -342,7 +345,9 @@ fn keeping_it_as_it_should_be() {
             Next::Settled),
         ("a guest that its storage suspended is resumed when there is room", present(&vm), at(&vm, IO_ERROR),
             vec![Resume], Next::Again),
-        ("not before", present(&vm), full(at(&vm, IO_ERROR)), vec![], Next::Blocked(Blocked::StorageFailed)),
+        ("not before", present(&vm), full(at(&vm, IO_ERROR)), vec![], Next::Blocked(Blocked::StorageFull)),
+        ("room does not matter to another fault", present(&vm),
+            Observed { no_space: false, ..full(at(&vm, IO_ERROR)) }, vec![Resume], Next::Again),
         ("nor again at once", present(&vm), with(at(&vm, IO_ERROR), |_, _, m| m.resumed = Some(ago(5))), vec![],
             Next::Blocked(Blocked::StorageFailed)),
         ("a guest that sleeps is woken", present(&vm), at(&vm, Power::Paused(PausedBy::Sleep)), vec![Resume],

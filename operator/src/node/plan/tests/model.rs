@@ -462,6 +462,7 @@ fn some_world(dice: &mut Dice, goal: &Goal) -> World {
             domain,
             files,
             room: dice.one_in(2),
+            no_space: dice.one_in(2),
             memory,
         },
         now: NOW,
@@ -622,9 +623,9 @@ fn check_end(goal: &Goal, world: &World, end: &Plan) {
             assert!(!there);
             assert_eq!(*running, domain.power != Power::Off);
         }
-        (Next::Blocked(Blocked::StorageFailed), Goal::Present(machine), DomainState::Ours(domain)) => {
+        (Next::Blocked(Blocked::StorageFull), Goal::Present(machine), DomainState::Ours(domain)) => {
             assert_eq!((machine.power, domain.power), (PowerState::Running, IO_ERROR));
-            assert!(!world.seen.room);
+            assert!(!world.seen.room && world.seen.no_space);
         }
         other => panic!("an end that is none: {other:?}"),
     }
