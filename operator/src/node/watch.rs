@@ -39,42 +39,60 @@ pub async fn run(context: Arc<Context>, look: Arc<Notify>) {
 
 /// Returns the uid of an Instance of which the watch does not know the newest.
 async fn until_missed(context: &Context) -> String {
-    let api: Api<Instance> = Api::all(context.client.clone());
-    let select = ListParams::default().fields(&format!("spec.host={}", context.host));
     loop {
         tokio::time::sleep(CHECK).await;
-        let list = match api.list_metadata(&select).await {
-            Ok(list) => list,
-            Err(error) => {
-                tracing::debug!(%error, "no list to compare the watch with");
-                continue;
-            }
-        };
-        tokio::time::sleep(BEHIND).await;
-        let at = list
-            .metadata
-            .resource_version
-            .as_deref()
-            .and_then(|v| v.parse().ok());
-        let listed = list.items.iter().filter_map(|item| {
-            let of = &item.metadata;
-            Some((of.uid.clone()?, version(of)))
-        });
-        let known = context.instances.all();
-        let known = known.iter().filter_map(|instance| {
-            let of = &instance.metadata;
-            Some((of.uid.clone()?, version(of)))
-        });
-        match missed(&listed.collect(), at.unwrap_or(0), &known.collect()) {
-            Some(uid) => return uid,
-            None => context.metrics.heard(STREAM),
+        match check(context).await {
+            Ok(Some(uid)) => return uid,
+            Ok(None) => context.metrics.heard(STREAM),
+            Err(error) => tracing::debug!(%error, "no list to compare the watch with"),
         }
     }
 }
 
-/// An Instance whose change up to the list, made at version `at`, is not known: uids and versions on both sides.
-fn missed(listed: &HashMap<String, u64>, at: u64, known: &HashMap<String, u64>) -> Option<String> {
-    let older = |(uid, version): &(&String, &u64)| known.get(*uid).is_none_or(|known| known < version);
+/// Compares what the watch has shown with a list that it had time to follow.
+async fn check(context: &Context) -> kube::Result<Option<String>> {
+    let (listed, at) = list(context).await?;
+    tokio::time::sleep(BEHIND).await;
+    let known = || -> HashMap<String, u64> {
+        let known = context.instances.all();
+        let versions = known.iter().filter_map(|instance| {
+            let of = &instance.metadata;
+            Some((of.uid.clone()?, version(of)))
+        });
+        versions.collect()
+    };
+    if missed(&listed, &listed, at, &known()).is_none() {
+        return Ok(None);
+    }
+    let (still, _) = list(context).await?;
+    Ok(missed(&listed, &still, at, &known()))
+}
+
+/// The Instances of this host by uid, with their versions, and the version of the list.
+async fn list(context: &Context) -> kube::Result<(HashMap<String, u64>, u64)> {
+    let api: Api<Instance> = Api::all(context.client.clone());
+    let select = ListParams::default().fields(&format!("spec.host={}", context.host));
+    let list = api.list_metadata(&select).await?;
+    let listed = list.items.iter().filter_map(|item| {
+        let of = &item.metadata;
+        Some((of.uid.clone()?, version(of)))
+    });
+    let at = list.metadata.resource_version.as_deref();
+    Ok((listed.collect(), at.and_then(|v| v.parse().ok()).unwrap_or(0)))
+}
+
+/// An Instance whose change up to the list, made at version `at`, is not known: uids and versions on both sides. What is
+/// not there `still`, was deleted since the list, and rightly is not known either.
+fn missed(
+    listed: &HashMap<String, u64>,
+    still: &HashMap<String, u64>,
+    at: u64,
+    known: &HashMap<String, u64>,
+) -> Option<String> {
+    let older = |(uid, version): &(&String, &u64)| match known.get(*uid) {
+        Some(known) => known < *version,
+        None => still.contains_key(*uid),
+    };
     let gone = |(uid, version): &(&String, &u64)| !listed.contains_key(*uid) && **version < at;
     let stale = listed.iter().find(older);
     stale
@@ -163,21 +181,24 @@ mod tests {
         let map = |list: &[(&str, u64)]| -> HashMap<String, u64> {
             list.iter().map(|(uid, v)| ((*uid).to_owned(), *v)).collect()
         };
-        for (rule, listed, known, expected) in [
-            ("the same", &[("a", 5)][..], &[("a", 5)][..], None),
-            ("newer than the list", &[("a", 5)], &[("a", 12)], None),
-            ("made after the list", &[], &[("a", 11)], None),
-            ("not heard of", &[("a", 5)], &[], Some("a")),
-            ("an older one", &[("a", 5)], &[("a", 4)], Some("a")),
+        let a: &[_] = &[("a", 5)];
+        for (rule, listed, still, known, expected) in [
+            ("the same", a, a, a, None),
+            ("newer than the list", a, a, &[("a", 12)][..], None),
+            ("made after the list", &[], &[], &[("a", 11)], None),
+            ("not heard of", a, a, &[], Some("a")),
+            ("deleted since", a, &[], &[], None),
+            ("an older one", a, a, &[("a", 4)], Some("a")),
             (
                 "gone before the list",
+                &[("b", 5)],
                 &[("b", 5)],
                 &[("a", 4), ("b", 5)],
                 Some("a"),
             ),
         ] {
             assert_eq!(
-                missed(&map(listed), 10, &map(known)).as_deref(),
+                missed(&map(listed), &map(still), 10, &map(known)).as_deref(),
                 expected,
                 "{rule}"
             );
