@@ -481,13 +481,14 @@ fn active(machine: &Machine, domain: &OurDomain, seen: &Observed, now: Moment) -
     }
     match (machine.power, domain.power) {
         (PowerState::Running, Power::Paused(PausedBy::IoError)) => {
-            let tried = |at: Moment| now < at + RESUME_AGAIN;
-            let tried = seen.memory.resumed.is_some_and(tried);
-            if seen.no_space && (tried || !seen.room) {
-                return then(actions, Next::Blocked(Blocked::StorageFull));
-            }
-            if tried {
-                return then(actions, Next::Blocked(Blocked::StorageFailed));
+            let tried = seen.memory.resumed.is_some_and(|at| now < at + RESUME_AGAIN);
+            if tried || (seen.no_space && !seen.room) {
+                let why = if seen.no_space {
+                    Blocked::StorageFull
+                } else {
+                    Blocked::StorageFailed
+                };
+                return then(actions, Next::Blocked(why));
             }
             actions.push(Action::Resume);
             return then(actions, Next::Again);
