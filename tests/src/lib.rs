@@ -6,6 +6,7 @@
 //! - [`program`]: the programs under test, with their logs.
 //! - [`controller`]: a cluster controller under test.
 //! - [`requests`]: what the API server counted.
+//! - [`scale`]: what the benchmarks with many Instances share.
 //! - [`process`]: what a process takes.
 //! - [`system`]: everything, as `hack/up.sh` brings it up.
 //! - [`fleet`]: many node agents without libvirt, in this process.
@@ -28,6 +29,7 @@ pub mod ports;
 pub mod process;
 pub mod program;
 pub mod requests;
+pub mod scale;
 pub mod schema;
 pub mod system;
 pub mod wait;

@@ -3,24 +3,41 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use virtshell_crds::GROUP;
+
 use crate::ControlPlane;
 
-/// Requests by verb and what they were about (`APPLY instances/status`), since the API server started.
+/// Verbs that write.
+const WRITES: [&str; 5] = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
+
+/// Requests since the API server started, or between two moments.
 #[derive(Debug, Clone, Default)]
-pub struct Requests(BTreeMap<String, u64>);
+pub struct Requests(BTreeMap<Request, u64>);
+
+/// What is counted together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Request {
+    verb: String,
+    /// With its group, when that is not ours: `leases.coordination.k8s.io`.
+    resource: String,
+    subresource: String,
+    /// The HTTP status of the answer.
+    code: String,
+}
 
 impl Requests {
-    /// Reads `apiserver_request_total` (every answer counts, failures too).
+    /// Reads the API server's metrics: every answer counts, failures too.
     ///
     /// # Errors
     /// When the API server does not say.
     pub fn so_far(control_plane: &ControlPlane) -> anyhow::Result<Self> {
-        Ok(Self::parse(
-            &control_plane.kubectl().ok(["get", "--raw", "/metrics"])?,
-        ))
+        let metrics = control_plane.kubectl().ok(["get", "--raw", "/metrics"])?;
+        Ok(Self::parse(&metrics))
     }
 
-    fn parse(metrics: &str) -> Self {
+    /// Takes `apiserver_request_total` out of the API server's metrics.
+    #[must_use]
+    pub fn parse(metrics: &str) -> Self {
         let mut all = Self::default();
         for line in metrics.lines() {
             let Some(rest) = line.strip_prefix("apiserver_request_total{") else {
@@ -30,17 +47,22 @@ impl Requests {
                 continue;
             };
             let label = |name: &str| {
-                let rest = labels.split(',').find_map(|pair| pair.strip_prefix(name))?;
-                Some(rest.trim_matches(['=', '"']))
+                let rest = labels.split(',').find_map(|pair| pair.strip_prefix(name));
+                rest.unwrap_or_default().trim_matches(['=', '"']).to_owned()
             };
-            let (verb, resource) = (label("verb=").unwrap_or(""), label("resource=").unwrap_or(""));
-            let subject = match label("subresource=") {
-                None | Some("") => resource.to_owned(),
-                Some(part) => format!("{resource}/{part}"),
+            let resource = match label("group=") {
+                group if group.is_empty() || group == GROUP => label("resource="),
+                group => format!("{}.{group}", label("resource=")),
+            };
+            let request = Request {
+                verb: label("verb="),
+                resource,
+                subresource: label("subresource="),
+                code: label("code="),
             };
             // The number is written as a float; counts below 2^53 are exact in one.
             let number: f64 = number.trim().parse().unwrap_or(0.0);
-            *all.0.entry(format!("{verb} {subject}")).or_default() += number as u64;
+            *all.0.entry(request).or_default() += number as u64;
         }
         all
     }
@@ -48,22 +70,33 @@ impl Requests {
     /// Those since `before`.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
-        let less = |(what, count): (&String, &u64)| {
+        let less = |(what, count): (&Request, &u64)| {
             let rest = count - before.0.get(what).copied().unwrap_or(0).min(*count);
             (rest > 0).then(|| (what.clone(), rest))
         };
         Self(self.0.iter().filter_map(less).collect())
     }
 
+    /// Those with one of these verbs, about `resource` and its subresources.
+    #[must_use]
+    pub fn with(&self, verbs: &[&str], resource: &str) -> u64 {
+        self.count(|r| verbs.contains(&r.verb.as_str()) && r.resource == resource)
+    }
+
     /// Those that write, about `resource` and its subresources.
     #[must_use]
     pub fn writes(&self, resource: &str) -> u64 {
-        let writes = ["POST", "PUT", "PATCH", "APPLY", "DELETE"];
-        let counted = self.0.iter().filter(|(what, _)| {
-            what.split_once(' ').is_some_and(|(verb, subject)| {
-                writes.contains(&verb) && subject.split('/').next() == Some(resource)
-            })
-        });
+        self.with(&WRITES, resource)
+    }
+
+    /// Those about `resource` and its subresources that were answered `409 Conflict`.
+    #[must_use]
+    pub fn conflicts(&self, resource: &str) -> u64 {
+        self.count(|r| r.code == "409" && r.resource == resource)
+    }
+
+    fn count(&self, counts: impl Fn(&Request) -> bool) -> u64 {
+        let counted = self.0.iter().filter(|(request, _)| counts(request));
         counted.map(|(_, count)| count).sum()
     }
 }
@@ -71,8 +104,17 @@ impl Requests {
 /// `APPLY instances/status 2000, POST instances 1000`, the most first; below ten are left out.
 impl fmt::Display for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut all: Vec<_> = self.0.iter().filter(|(_, count)| **count >= 10).collect();
-        all.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+        let mut sums = BTreeMap::<String, u64>::new();
+        for (request, count) in &self.0 {
+            let slash = if request.subresource.is_empty() { "" } else { "/" };
+            let what = format!(
+                "{} {}{slash}{}",
+                request.verb, request.resource, request.subresource
+            );
+            *sums.entry(what).or_default() += count;
+        }
+        let mut all: Vec<_> = sums.into_iter().filter(|(_, count)| *count >= 10).collect();
+        all.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
         let words: Vec<_> = all
             .iter()
             .map(|(what, count)| format!("{what} {count}"))
@@ -100,6 +142,8 @@ apiserver_request_total{code="200",component="apiserver",dry_run="",group="virts
         );
         let requests = Requests::parse(&after);
         assert_eq!(requests.writes("instances"), 35);
+        assert_eq!(requests.conflicts("instances"), 20);
+        assert_eq!(requests.with(&["LIST", "WATCH"], "instances"), 5);
         assert_eq!(
             requests.to_string(),
             "APPLY instances/status 23, POST instances 12"
@@ -107,5 +151,18 @@ apiserver_request_total{code="200",component="apiserver",dry_run="",group="virts
         let since = requests.since(&Requests::parse(BEFORE));
         assert_eq!(since.writes("instances"), 20);
         assert_eq!(since.to_string(), "APPLY instances/status 20");
+    }
+
+    #[test]
+    fn only_writes_to_instances_count() {
+        for (labels, expected) in [
+            (r#"group="virtshell.io",resource="instances",verb="APPLY""#, 3),
+            (r#"group="virtshell.io",resource="instances",verb="WATCH""#, 0),
+            (r#"group="virtshell.io",resource="hosts",verb="APPLY""#, 0),
+            (r#"group="example.org",resource="instances",verb="APPLY""#, 0),
+        ] {
+            let line = format!("apiserver_request_total{{code=\"200\",{labels}}} 3");
+            assert_eq!(Requests::parse(&line).writes("instances"), expected, "{labels}");
+        }
     }
 }

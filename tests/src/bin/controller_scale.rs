@@ -4,20 +4,18 @@
 //!
 //! `make scale-controller` builds and runs it: `controller_scale [HOSTS] [INSTANCES]`, by default 100 and 10000.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::{StreamExt, TryStreamExt, stream};
 use kube::api::{Api, ListParams, PostParams};
 use kube::{Client, ResourceExt};
-use serde_json::json;
 use virtshell_crds::{HostSpec, Instance};
 use virtshell_tests::controller::Metrics;
 use virtshell_tests::process::{cpu_seconds, peak_kib, resident_kib};
+use virtshell_tests::scale::{NAMESPACE, furnish, instance, operator};
 use virtshell_tests::{ControlPlane, Controller, Fleet, Requests};
 
-const NAMESPACE: &str = "virtshell";
 /// Instances that are not Ready yet, at most: enough to keep the API server busy, and no backlog that hides what one costs.
 const WINDOW: usize = 64;
 /// Requests in flight of the one who creates.
@@ -48,13 +46,6 @@ async fn main() -> Result<()> {
     world.fail_over(instances).await
 }
 
-/// The program beside this one.
-fn operator() -> Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name("virtshell-operator");
-    ensure!(path.exists(), "{} has not been built: make build", path.display());
-    Ok(path)
-}
-
 struct World<'a> {
     control_plane: &'a ControlPlane,
     client: Client,
@@ -64,16 +55,7 @@ struct World<'a> {
 
 impl<'a> World<'a> {
     async fn start(control_plane: &'a ControlPlane, hosts: usize) -> Result<Self> {
-        for object in [
-            json!({"kind": "Section", "metadata": {"name": "default"}, "spec": {"description": "scale"}}),
-            json!({"kind": "Environment", "metadata": {"name": "default", "namespace": NAMESPACE}, "spec": {"section": "default"}}),
-        ] {
-            let mut object = object;
-            object["apiVersion"] = virtshell_crds::API_VERSION.into();
-            control_plane
-                .kubectl()
-                .ok_with(["apply", "-f", "-"], &object.to_string())?;
-        }
+        furnish(control_plane)?;
         let leader = Controller::start(control_plane, &operator()?, "controller-1").await?;
         let spec = HostSpec {
             enabled: true,
@@ -94,11 +76,7 @@ impl<'a> World<'a> {
     }
 
     async fn create(&self, name: String) -> Result<Instance> {
-        let object = serde_json::from_value(json!({
-            "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
-            "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"blank": true, "driver": "kvm", "cpus": 1, "memoryMiB": 32, "diskMiB": 16},
-        }))?;
+        let object = instance(&name)?;
         Ok(self.instances().create(&PostParams::default(), &object).await?)
     }
 

@@ -4,7 +4,6 @@
 //! `make scale` builds and runs it: `scale [INSTANCES] [DOMAINS]`, by default 1000 and 500.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,10 +17,11 @@ use virt::connect::Connect;
 use virt::domain::Domain;
 use virtshell_crds::{FINALIZER_DOMAIN, HostSpec, Instance, condition, node_manager};
 use virtshell_tests::identity::{SYSTEM, SimulatedNode};
+use virtshell_tests::process::{cpu_seconds, resident_kib};
 use virtshell_tests::program::Program;
-use virtshell_tests::{ControlPlane, Requests, percentile as at, ports};
+use virtshell_tests::scale::{NAMESPACE, furnish, instance, operator};
+use virtshell_tests::{ControlPlane, Controller, Requests, percentile as at, ports};
 
-const NAMESPACE: &str = "virtshell";
 /// Requests in flight, of the one who creates and of the bare writes.
 const IN_FLIGHT: usize = 16;
 /// A definition as the agent makes it for the test driver, and what in it belongs to one domain.
@@ -51,28 +51,6 @@ async fn main() -> Result<()> {
     bare_writes(&control_plane, &pattern, instances).await
 }
 
-fn furnish(control_plane: &ControlPlane) -> Result<()> {
-    for object in [
-        json!({"kind": "Section", "metadata": {"name": "default"}, "spec": {"description": "scale"}}),
-        json!({"kind": "Environment", "metadata": {"name": "default", "namespace": NAMESPACE}, "spec": {"section": "default"}}),
-    ] {
-        let mut object = object;
-        object["apiVersion"] = virtshell_crds::API_VERSION.into();
-        control_plane
-            .kubectl()
-            .ok_with(["apply", "-f", "-"], &object.to_string())?;
-    }
-    Ok(())
-}
-
-fn instance(name: &str) -> Result<Instance> {
-    Ok(serde_json::from_value(json!({
-        "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {"blank": true, "driver": "kvm", "cpus": 1, "memoryMiB": 32, "diskMiB": 16},
-    }))?)
-}
-
 fn is_ready(instance: &Instance) -> bool {
     let status = instance.status.as_ref();
     status.is_some_and(|s| {
@@ -83,39 +61,14 @@ fn is_ready(instance: &Instance) -> bool {
 
 // --- VirtShell --------------------------------------------------------------------------------------------------------
 
-/// The binaries beside this one.
-fn operator() -> Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name("virtshell-operator");
-    ensure!(path.exists(), "{} has not been built: make build", path.display());
-    Ok(path)
-}
-
 struct Running {
     agent: Program,
-    _controller: Program,
+    _controller: Controller,
     _data: tempfile::TempDir,
 }
 
 async fn start(control_plane: &ControlPlane) -> Result<Running> {
-    let [controller_port, agent_port, api_port] = ports::free()?;
-    let account = control_plane.account(SYSTEM, "virtshell-controller").await?;
-    let mut command = Command::new(operator()?);
-    command
-        .arg("controller")
-        .arg("--kubeconfig")
-        .arg(&account.kubeconfig);
-    command.args([
-        "--namespace",
-        SYSTEM,
-        "--listen",
-        &format!("127.0.0.1:{controller_port}"),
-    ]);
-    let mut controller = Program::start("controller", &mut command, control_plane.directory())?;
-    let ready = |port| format!("http://127.0.0.1:{port}/readyz");
-    controller
-        .wait_until_ready(&ready(controller_port), PATIENCE)
-        .await?;
-
+    let controller = Controller::start(control_plane, &operator()?, "controller").await?;
     let spec = HostSpec {
         enabled: true,
         section: Some("default".to_owned()),
@@ -125,6 +78,7 @@ async fn start(control_plane: &ControlPlane) -> Result<Running> {
     };
     let node = SimulatedNode::join(control_plane, "scale", spec).await?;
     let data = tempfile::tempdir()?;
+    let [agent_port, api_port] = ports::free()?;
     let mut command = Command::new(operator()?);
     command
         .arg("node")
@@ -142,7 +96,8 @@ async fn start(control_plane: &ControlPlane) -> Result<Running> {
     command.args(["--listen-api", &format!("127.0.0.1:{api_port}")]);
     command.arg("--data-dir").arg(data.path());
     let mut agent = Program::start("agent", &mut command, control_plane.directory())?;
-    agent.wait_until_ready(&ready(agent_port), PATIENCE).await?;
+    let ready = format!("http://127.0.0.1:{agent_port}/readyz");
+    agent.wait_until_ready(&ready, PATIENCE).await?;
     Ok(Running {
         agent,
         _controller: controller,
@@ -423,26 +378,10 @@ fn mib(kib: u64) -> f64 {
     kib as f64 / 1024.0
 }
 
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|rest| rest.split_whitespace().next());
-    Ok(number.context("a process has VmRSS")?.parse()?)
-}
-
 /// Share of a core that a process uses while nothing is asked of it.
 async fn still(pid: u32) -> Result<f64> {
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let (before, began) = (ticks(pid)?, Instant::now());
+    let (before, began) = (cpu_seconds(pid)?, Instant::now());
     tokio::time::sleep(STILL).await;
-    let per_second = 100.0;
-    Ok((ticks(pid)? - before) as f64 / per_second / began.elapsed().as_secs_f64())
-}
-
-/// User and system time of a process, in ticks of 10 ms.
-fn ticks(pid: u32) -> Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit(')').next().context("a process has a name")?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    Ok((cpu_seconds(pid)? - before) / began.elapsed().as_secs_f64())
 }

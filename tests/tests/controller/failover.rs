@@ -18,7 +18,7 @@ use virtshell_crds::{
 use virtshell_tests::identity::SYSTEM;
 use virtshell_tests::program::operator;
 use virtshell_tests::wait::SOON;
-use virtshell_tests::{ControlPlane, Controller, Fleet, wait_for};
+use virtshell_tests::{ControlPlane, Controller, Fleet, Requests, wait_for};
 
 use crate::world::Object;
 
@@ -191,13 +191,7 @@ impl Stage {
 
     /// Answers `409 Conflict` that writes to Instances have got since the API server started.
     fn conflicts(&self) -> anyhow::Result<u64> {
-        let metrics = self.control_plane.kubectl().ok(["get", "--raw", "/metrics"])?;
-        let lines = metrics.lines().filter(|line| {
-            line.starts_with("apiserver_request_total{code=\"409\"")
-                && line.contains("resource=\"instances\"")
-        });
-        let numbers = lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
-        Ok(numbers.sum::<f64>() as u64)
+        Ok(Requests::so_far(self.control_plane)?.conflicts("instances"))
     }
 }
 

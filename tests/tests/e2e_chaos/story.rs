@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use virtshell_crds::{Host, Instance};
 use virtshell_tests::farm::{Farm, IMAGE, NAMESPACE, PrivateHost};
-use virtshell_tests::{level, wait_for};
+use virtshell_tests::{Requests, level, wait_for};
 
 /// The host that stories play on.
 pub const HOST: &str = "alpha";
@@ -192,20 +192,7 @@ impl Story {
 
     /// How many requests of these verbs for a resource the API server has had since it started.
     pub fn requests(&self, resource: &str, verbs: &[&str]) -> Result<u64> {
-        let metrics = self
-            .farm
-            .control_plane()
-            .kubectl()
-            .ok(["get", "--raw", "/metrics"])?;
-        let wanted = |line: &&str| {
-            line.starts_with("apiserver_request_total{")
-                && line.contains(&format!("resource=\"{resource}\""))
-                && verbs
-                    .iter()
-                    .any(|verb| line.contains(&format!("verb=\"{verb}\"")))
-        };
-        let count = |line: &str| line.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok());
-        Ok(metrics.lines().filter(wanted).filter_map(count).sum())
+        Ok(Requests::so_far(self.farm.control_plane())?.with(verbs, resource))
     }
 
     /// virsh on the host, with the qemu driver.
