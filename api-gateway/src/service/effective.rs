@@ -34,6 +34,25 @@ pub struct Effective {
     pub image: Option<String>,
 }
 
+/// IPv4 and IPv6 addresses of an instance: the declared one of a family, else those observed.
+#[must_use]
+pub fn addresses(instance: &Instance) -> [&[String]; 2] {
+    let declared = instance.spec.addresses.as_ref();
+    let status = instance.status.as_ref();
+    let observed = status.and_then(|status| status.addresses.as_ref());
+    [
+        family(declared.map(|a| &a.ipv4), observed.map(|a| &a.ipv4)),
+        family(declared.map(|a| &a.ipv6), observed.map(|a| &a.ipv6)),
+    ]
+}
+
+fn family<'a>(declared: Option<&'a String>, observed: Option<&'a Vec<String>>) -> &'a [String] {
+    match declared.filter(|address| !address.is_empty()) {
+        Some(address) => std::slice::from_ref(address),
+        None => observed.map(Vec::as_slice).unwrap_or_default(),
+    }
+}
+
 impl Service {
     /// The values of an instance.
     #[must_use]

@@ -14,8 +14,8 @@ use virtshell_crds::{File, FileContent, FileSpec, names as derived};
 
 use super::error::object_name;
 use super::names;
-use super::objects::{Ownership, checked_permissions, modified};
-use super::{Caller, Field, Kind, Service, ServiceError, is_uuid};
+use super::objects::{Ownership, checked_permissions, modified, permit};
+use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
 use crate::blobs::{BlobError, Content, GRACE, Intake};
 use crate::store::{Cached, by};
 
@@ -51,13 +51,16 @@ pub struct FileChange {
 pub type Bytestream = BoxStream<'static, Result<Bytes, BlobError>>;
 
 impl Service {
-    /// The file that a URI names, by uuid, `folder/name` or a name that only one folder has.
-    pub fn find_file(&self, id: &str) -> Result<Arc<File>, ServiceError> {
+    /// The file that a URI names, by uuid, `folder/name` or a name that only one folder has, if the caller may do this with
+    /// it.
+    pub fn permitted_file(&self, caller: &Caller, verb: Verb, id: &str) -> Result<Arc<File>, ServiceError> {
         let found = self.look_up_file(id)?;
-        found.ok_or_else(|| ServiceError::NotFound {
+        let file = found.ok_or_else(|| ServiceError::NotFound {
             kind: Kind::File,
             name: id.to_owned(),
-        })
+        })?;
+        permit(caller, verb, file.as_ref())?;
+        Ok(file)
     }
 
     /// The file that a value of the input names, in the same ways.

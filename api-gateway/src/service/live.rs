@@ -10,6 +10,7 @@ use futures::StreamExt;
 use virtshell_crds::instance::{Addresses, InterfaceStatus};
 use virtshell_crds::{Host, Instance};
 
+use super::effective::addresses;
 use super::error::{object_name, uid};
 use super::selection::Selector;
 use super::{Caller, Kind, Service, ServiceError, Verb};
@@ -164,10 +165,11 @@ impl Service {
         match subject {
             Subject::Instance(instance) => {
                 let values = self.effective(instance);
+                let [ipv4, ipv6] = addresses(instance).map(<[String]>::to_vec);
                 Live {
                     total_memory_mib: instance.spec.max_memory_mib.or(values.memory_mib),
                     cpus: values.cpus.map(i64::from),
-                    addresses: addresses(instance),
+                    addresses: Addresses { ipv4, ipv6 },
                     ..Live::default()
                 }
             }
@@ -288,26 +290,6 @@ fn of_host(host: &Host) -> Live {
         },
         ..Live::default()
     }
-}
-
-/// Declared addresses, else observed ones.
-fn addresses(instance: &Instance) -> Addresses {
-    let observed = instance
-        .status
-        .as_ref()
-        .and_then(|status| status.addresses.clone());
-    let mut addresses = observed.unwrap_or_default();
-    if let Some(declared) = &instance.spec.addresses {
-        for (declared, shown) in [
-            (&declared.ipv4, &mut addresses.ipv4),
-            (&declared.ipv6, &mut addresses.ipv6),
-        ] {
-            if !declared.is_empty() {
-                *shown = vec![declared.clone()];
-            }
-        }
-    }
-    addresses
 }
 
 /// Network mask of the first IPv4 address that leads outside.

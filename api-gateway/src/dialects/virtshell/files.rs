@@ -16,7 +16,6 @@ use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::file_ref::path_of;
-use super::images::ownership;
 use super::upload::Form;
 use super::values::Fields;
 use super::view::{Common, common, non_empty, permissions, uuid};
@@ -70,7 +69,7 @@ pub async fn create(mut call: Call) -> Result<Answer, Rejection> {
         folder,
         name,
         permissions: fields.string(&["permissions"])?,
-        ownership: ownership(fields)?,
+        ownership: fields.ownership()?,
         content: file.content,
     };
     let made = call.service.create_file(&call.caller, new).await?;
@@ -85,7 +84,7 @@ pub async fn update(mut call: Call) -> Result<Answer, Rejection> {
     let fields = Fields(&form.fields);
     let change = FileChange {
         permissions: fields.string(&["permissions"])?,
-        ownership: ownership(fields)?,
+        ownership: fields.ownership()?,
         // The name that comes with it is ignored: files are not renamed.
         content: form.file.map(|file| file.content),
     };
@@ -100,10 +99,9 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
 }
 
 fn permitted(call: &Call, verb: Verb) -> Result<Arc<File>, Rejection> {
-    let file = call.service.find_file(path_of(call.id()))?;
     Ok(call
         .service
-        .permitted::<File>(&call.caller, verb, &uuid(file.as_ref()))?)
+        .permitted_file(&call.caller, verb, path_of(call.id()))?)
 }
 
 /// The multipart form, or the JSON body, which has no file.

@@ -9,7 +9,6 @@ use super::error::Rejection;
 use super::values::Fields;
 use super::view::{Common, common, permissions, uuid};
 use crate::service::images::ImageChange;
-use crate::service::objects::Ownership;
 use crate::service::{ServiceError, Verb};
 use crate::store::Cached;
 
@@ -89,15 +88,7 @@ fn change(fields: Fields<'_>) -> Result<ImageChange, Rejection> {
         variant: fields.string(&["variant"])?,
         arch: fields.string(&["arch"])?,
         permissions: fields.string(&["permissions"])?,
-        ownership: ownership(fields)?,
-    })
-}
-
-/// Owner and group, which the owner and system users may send.
-pub fn ownership(fields: Fields<'_>) -> Result<Ownership, Rejection> {
-    Ok(Ownership {
-        owner: fields.reference(&["owner"])?,
-        group: fields.reference(&["group"])?,
+        ownership: fields.ownership()?,
     })
 }
 

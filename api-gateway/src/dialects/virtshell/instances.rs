@@ -9,10 +9,10 @@ use virtshell_crds::{Instance, Phase};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
-use super::images::ownership;
 use super::sizes::{self, size_text};
 use super::values::{Fields, launch_value, wrong_type};
-use super::view::{Common, common, non_empty, permissions};
+use super::view::{Common, common, permissions};
+use crate::service::effective::addresses;
 use crate::service::instances::{InstanceChange, Vars};
 use crate::service::{Field, Kind, Service, ServiceError, Verb, names};
 
@@ -107,7 +107,7 @@ fn change(fields: Fields<'_>) -> Result<InstanceChange, Rejection> {
         tags: fields.references(&["tags", "tag"])?,
         ipv4: fields.ipv4(&["ipv4"], true)?,
         ipv6: fields.ipv6("ipv6")?,
-        ownership: ownership(fields)?,
+        ownership: fields.ownership()?,
     })
 }
 
@@ -218,17 +218,10 @@ pub struct View {
 
 /// All that is shown.
 pub fn view(service: &Service, instance: &Instance, launched: Option<Vec<String>>) -> View {
-    let (spec, status) = (&instance.spec, instance.status.as_ref());
+    let spec = &instance.spec;
     let values = service.effective(instance);
     let driver = values.driver.map(virtshell_crds::Driver::as_str);
-    let declared = spec.addresses.as_ref();
-    let observed = status.and_then(|s| s.addresses.as_ref());
-    let ipv4 = declared
-        .and_then(|a| non_empty(&a.ipv4))
-        .or_else(|| observed.and_then(|a| a.ipv4.first().cloned()));
-    let ipv6 = declared
-        .and_then(|a| non_empty(&a.ipv6))
-        .or_else(|| observed.and_then(|a| a.ipv6.first().cloned()));
+    let [ipv4, ipv6] = addresses(instance).map(|family| family.first().cloned());
     let given = (!spec.vars.is_empty()).then(|| json!(spec.vars));
     View {
         name: instance.wire_name().to_owned(),

@@ -8,7 +8,6 @@ use virtshell_crds::{Dependency, Provisioner};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
-use super::images::ownership;
 use super::sizes::{self, size_in_gb};
 use super::values::{Fields, launch_value, one_reference, wrong_type};
 use super::view::{Common, common, non_empty, permissions};
@@ -84,7 +83,7 @@ fn change(fields: Fields<'_>) -> Result<ProvisionerChange, Rejection> {
         tags: fields.references(&["tags", "tag"])?,
         depends: depends(fields)?,
         permissions: fields.string(&["permissions"])?,
-        ownership: ownership(fields)?,
+        ownership: fields.ownership()?,
     })
 }
 

@@ -6,6 +6,7 @@ use virtshell_crds::{Driver, HostType, ImageType, Launch};
 use super::error::Rejection;
 use super::sizes::Size;
 use crate::service::ServiceError;
+use crate::service::objects::Ownership;
 
 /// Most of a launch.
 const MAX_LAUNCH: i32 = 100;
@@ -119,6 +120,14 @@ impl<'a> Fields<'a> {
         self.get(names)
             .map(|(name, value)| one_reference(name, value))
             .transpose()
+    }
+
+    /// Owner and group, which the owner and system users may send.
+    pub fn ownership(self) -> Result<Ownership, Rejection> {
+        Ok(Ownership {
+            owner: self.reference(&["owner"])?,
+            group: self.reference(&["group"])?,
+        })
     }
 
     /// One reference or a list of them.
