@@ -2,8 +2,8 @@
 //!
 //! No I/O and no Kubernetes client here. [`instance`], [`host`] and their siblings hold one kind each; their doc
 //! comments are what `kubectl explain` prints. [`names`] derives object names from wire names, [`resolve`] says where an
-//! Instance gets its values, [`condition`] keeps conditions by the Kubernetes convention. `crdgen` (this crate's binary)
-//! writes `manifests/crds/` from these types.
+//! Instance gets its values, [`permissions`] who may do what, [`condition`] keeps conditions by the Kubernetes
+//! convention. `crdgen` (this crate's binary) writes `manifests/crds/` from these types.
 
 #![allow(
     clippy::doc_markdown,
@@ -20,6 +20,7 @@ pub mod instance;
 pub mod launch;
 pub mod manifests;
 pub mod names;
+pub mod permissions;
 pub mod provisioner;
 pub mod resolve;
 mod rules;

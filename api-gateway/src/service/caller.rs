@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use virtshell_crds::permissions::Subject;
 use virtshell_crds::{User, UserType};
 
 use super::error::uid;
@@ -55,10 +56,14 @@ impl Caller {
         }
     }
 
-    /// Whether it is in the group of this name.
+    /// As permissions see it.
     #[must_use]
-    pub fn is_member_of(&self, group: &str) -> bool {
-        self.groups.contains(group)
+    pub fn subject(&self) -> Subject<'_> {
+        Subject {
+            name: &self.name,
+            is_system: self.is_system,
+            groups: &self.groups,
+        }
     }
 
     /// Who owns what it creates: nobody for unsigned requests, which then belongs to everybody.

@@ -4,9 +4,9 @@ use std::fmt::Debug;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use virtshell_crds::permissions::Guarded;
 use virtshell_crds::{Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, User};
 
-use super::permissions::Guarded;
 use crate::store::{Cached, Collection, Store};
 
 /// A kind of object that clients manage.

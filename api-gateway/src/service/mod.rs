@@ -21,7 +21,6 @@ pub mod live;
 pub mod names;
 pub mod objects;
 pub mod outcomes;
-pub mod permissions;
 pub mod placement;
 pub mod power;
 pub mod provisioners;

@@ -6,13 +6,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
+use virtshell_crds::permissions::{self, Right};
 use virtshell_crds::{
     ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY, LABEL_NAME,
     LABEL_NAME_HASH, User, instance::Permissions, names as derived,
 };
 
 use super::error::{object_name, uid};
-use super::permissions::{self, Right};
 use super::{Caller, Field, Kind, Managed, Service, ServiceError, Verb, is_uuid, names};
 use crate::store::{Cached, StoreError};
 
@@ -321,7 +321,7 @@ pub(super) fn may<K: Managed>(caller: &Caller, verb: Verb, object: Option<&K>) -
         Verb::Update | Verb::Delete => Right::Write,
         Verb::Execute => Right::Execute,
     };
-    permissions::allows(&guarded, caller, right)
+    permissions::allows(&guarded, caller.subject(), right)
 }
 
 /// Refuses what the caller may not do with an object.

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use virtshell_crds::permissions;
 
 use super::error::Rejection;
 use super::file_ref::path_of;
@@ -16,7 +17,6 @@ use super::values::Fields;
 use super::{selector, sizes};
 use crate::auth::{date, signature};
 use crate::blobs::{Blobs, Place};
-use crate::service::permissions;
 use crate::service::selection::{Selector, matches};
 
 /// Any JSON, with the words of the grammar more often than others.

@@ -2,9 +2,9 @@
 //!
 //! Inside a triplet the letters decide, not their position: `xwr` and `rwx` are the same.
 
-use virtshell_crds::words;
+use std::collections::BTreeSet;
 
-use super::caller::Caller;
+use crate::words;
 
 /// What one class of users may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +48,17 @@ pub struct Guarded<'a> {
     pub owner: Option<&'a str>,
     /// Name of the group it belongs to.
     pub group: Option<&'a str>,
+}
+
+/// Who wants to do something with an object.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<'a> {
+    /// Name of the user.
+    pub name: &'a str,
+    /// Passes every check.
+    pub is_system: bool,
+    /// Names of all groups it is in.
+    pub groups: &'a BTreeSet<String>,
 }
 
 /// Something an object can permit.
@@ -96,17 +107,17 @@ fn triplet(letters: &str) -> Result<Triplet, &'static str> {
     Ok(triplet)
 }
 
-/// Whether `caller` may do this with the object: owner, else member of its group, else others; the first that fits.
+/// Whether `subject` may do this with the object: owner, else member of its group, else others; the first that fits.
 #[must_use]
-pub fn allows(object: &Guarded<'_>, caller: &Caller, right: Right) -> bool {
-    if caller.is_system {
+pub fn allows(object: &Guarded<'_>, subject: Subject<'_>, right: Right) -> bool {
+    if subject.is_system {
         return true;
     }
     let parsed = object.permissions.map(parse);
     let permissions = parsed.and_then(Result::ok).unwrap_or(EVERYTHING);
-    let class = if object.owner.is_some_and(|owner| owner == caller.name) {
+    let class = if object.owner.is_some_and(|owner| owner == subject.name) {
         permissions.owner
-    } else if object.group.is_some_and(|group| caller.is_member_of(group)) {
+    } else if object.group.is_some_and(|group| subject.groups.contains(group)) {
         permissions.group
     } else {
         permissions.others
@@ -124,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_default_string_is_everything() {
-        assert_eq!(parse(virtshell_crds::DEFAULT_PERMISSIONS), Ok(EVERYTHING));
+        assert_eq!(parse(crate::DEFAULT_PERMISSIONS), Ok(EVERYTHING));
     }
 
     fn rights(t: Triplet) -> String {
@@ -162,14 +173,11 @@ mod tests {
         }
     }
 
-    fn caller(name: &str, groups: &[&str], is_system: bool) -> Caller {
-        Caller {
-            uid: "u".into(),
-            name: name.into(),
-            login: name.into(),
-            is_system,
-            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
-            primary_group: None,
+    fn subject<'a>(name: &'a str, groups: &'a BTreeSet<String>) -> Subject<'a> {
+        Subject {
+            name,
+            is_system: name == "root",
+            groups,
         }
     }
 
@@ -180,19 +188,16 @@ mod tests {
             owner: Some("ann"),
             group: Some("web"),
         };
-        let (ann, bob, eve) = (
-            caller("ann", &["web"], false),
-            caller("bob", &["web"], false),
-            caller("eve", &[], false),
-        );
+        let (none, web) = (BTreeSet::new(), BTreeSet::from(["web".to_owned()]));
+        let (ann, bob, eve) = (subject("ann", &web), subject("bob", &web), subject("eve", &none));
         for (rule, object, who, read, write, execute) in [
-            ("owner", object("rwxr-----"), &ann, true, true, true),
-            ("group", object("rwxr-----"), &bob, true, false, false),
-            ("others", object("rwxr-----"), &eve, false, false, false),
+            ("owner", object("rwxr-----"), ann, true, true, true),
+            ("group", object("rwxr-----"), bob, true, false, false),
+            ("others", object("rwxr-----"), eve, false, false, false),
             (
                 "an owner in the group stays owner",
                 object("---rwxrwx"),
-                &ann,
+                ann,
                 false,
                 false,
                 false,
@@ -200,7 +205,7 @@ mod tests {
             (
                 "a member is not one of the others",
                 object("rwx---rwx"),
-                &bob,
+                bob,
                 false,
                 false,
                 false,
@@ -208,35 +213,28 @@ mod tests {
             (
                 "execute needs read",
                 object("--x--x--x"),
-                &eve,
+                eve,
                 false,
                 false,
                 false,
             ),
-            ("others may", object("------r-x"), &eve, true, false, true),
+            ("others may", object("------r-x"), eve, true, false, true),
             (
                 "made with kubectl: group or others",
                 Guarded {
                     permissions: Some("rwxr-----"),
                     ..Guarded::default()
                 },
-                &ann,
+                ann,
                 false,
                 false,
                 false,
             ),
-            (
-                "no string: everything",
-                Guarded::default(),
-                &eve,
-                true,
-                true,
-                true,
-            ),
+            ("no string: everything", Guarded::default(), eve, true, true, true),
             (
                 "system passes",
                 object("---------"),
-                &caller("root", &[], true),
+                subject("root", &none),
                 true,
                 true,
                 true,
