@@ -13,6 +13,7 @@
 pub mod condition;
 pub mod environment;
 pub mod file;
+pub mod file_ref;
 pub mod group;
 pub mod host;
 pub mod image;

@@ -1,11 +1,11 @@
 //! `/instances/clone_instance`, `execute_command`, `copy_file`, `copy_files`.
 
 use serde_json::json;
+use virtshell_crds::file_ref::path_of;
 
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
-use super::file_ref::path_of;
 use super::selector;
 use super::values::Fields;
 use crate::service::guest_work::{Copy, CopySource};

@@ -11,11 +11,11 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
 use serde_json::json;
 use virtshell_crds::File;
+use virtshell_crds::file_ref::path_of;
 
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
-use super::file_ref::path_of;
 use super::upload::Form;
 use super::values::Fields;
 use super::view::{Common, common, non_empty, permissions, uuid};

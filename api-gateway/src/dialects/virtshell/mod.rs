@@ -9,7 +9,6 @@ mod calls;
 mod edge;
 mod enviroments;
 mod error;
-mod file_ref;
 mod files;
 mod groups;
 mod hosts;

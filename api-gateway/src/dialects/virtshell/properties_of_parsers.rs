@@ -8,10 +8,10 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use virtshell_crds::file_ref::path_of;
 use virtshell_crds::permissions;
 
 use super::error::Rejection;
-use super::file_ref::path_of;
 use super::upload::{Form, Upload};
 use super::values::Fields;
 use super::{selector, sizes};

@@ -1,4 +1,48 @@
-//! How requests name stored files: a uuid, a name, `folder/name`, or a complete URI. Pure.
+//! How stored files are named: by clients a uuid, a name, `folder/name` or a complete URI; in the values that an Instance
+//! was created with, a [`FileUrl`]. Pure.
+
+/// A File as the source of content: `virtshell://NAMESPACE/files/METADATA-NAME`.
+///
+/// The controller puts it where an Image or an Instance has a URL that leads to a file of the gateway. Nobody else may write
+/// one: whether the file may be read was decided then.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct FileUrl {
+    /// Namespace.
+    pub namespace: String,
+    /// metadata.name.
+    pub name: String,
+}
+
+impl FileUrl {
+    /// What they begin with.
+    pub const SCHEME: &str = "virtshell://";
+
+    /// Reads one; `None` for every other URL.
+    ///
+    /// ```
+    /// use virtshell_crds::file_ref::FileUrl;
+    /// let file = FileUrl::parse("virtshell://team/files/my-cnf").unwrap();
+    /// assert_eq!((file.namespace.as_str(), file.name.as_str()), ("team", "my-cnf"));
+    /// assert_eq!(file.to_string(), "virtshell://team/files/my-cnf");
+    /// assert_eq!(FileUrl::parse("https://example.org/files/my-cnf"), None);
+    /// assert_eq!(FileUrl::parse("virtshell://team/files/a/b"), None);
+    /// ```
+    #[must_use]
+    pub fn parse(url: &str) -> Option<Self> {
+        let (namespace, name) = url.strip_prefix(Self::SCHEME)?.split_once("/files/")?;
+        let is_name = |text: &str| !text.is_empty() && !text.contains('/');
+        (is_name(namespace) && is_name(name)).then(|| Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
+}
+
+impl std::fmt::Display for FileUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}{}/files/{}", Self::SCHEME, self.namespace, self.name)
+    }
+}
 
 /// The part of a file's name that counts: of a complete URI what follows `/files/` or `/file/` after the authority, else
 /// all of it.
