@@ -123,6 +123,7 @@ pub fn resolve(
         dependencies: Vec::new(),
         image,
         disk_images,
+        vars_from: String::new(),
     })
 }
 

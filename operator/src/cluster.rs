@@ -81,3 +81,38 @@ pub async fn address(config: &Config) -> Option<SocketAddr> {
     let host = server.host()?.trim_matches(['[', ']']);
     tokio::net::lookup_host((host, port)).await.ok()?.next()
 }
+
+/// An `http://` or `https://` URL of the command line.
+pub fn http_url(text: &str) -> Result<reqwest::Url, String> {
+    let wrong = |why: &str| format!("{text}: {why}; give one such as http://virtshell.example.org:8080");
+    let url = reqwest::Url::parse(text).map_err(|error| wrong(&error.to_string()))?;
+    match url.scheme() {
+        "http" | "https" if url.has_host() => Ok(url),
+        _ => Err(wrong("not an http:// or https:// URL")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::http_url;
+
+    #[test]
+    fn urls_of_the_command_line() {
+        for (text, expected) in [
+            ("http://gw:8080", Ok("http://gw:8080/")),
+            (
+                "https://virtshell.example.org/base",
+                Ok("https://virtshell.example.org/base"),
+            ),
+            ("gw:8080", Err("not an http:// or https:// URL")),
+            ("ftp://gw", Err("not an http:// or https:// URL")),
+            ("http://", Err("empty host")),
+        ] {
+            match (http_url(text), expected) {
+                (Ok(url), Ok(expected)) => assert_eq!(url.as_str(), expected),
+                (Err(why), Err(word)) => assert!(why.contains(word), "{why}"),
+                (got, _) => panic!("{text}: {got:?}"),
+            }
+        }
+    }
+}

@@ -16,7 +16,7 @@ enum Role {
     /// Accepts and places Instances for the whole cluster; any number may run, one leads.
     Controller(controller::Args),
     /// Drives the libvirt of this machine; one per machine.
-    Node(node::Args),
+    Node(Box<node::Args>),
 }
 
 #[tokio::main]
@@ -26,6 +26,6 @@ async fn main() -> anyhow::Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     match Cli::parse().role {
         Role::Controller(args) => controller::run(args).await,
-        Role::Node(args) => node::run(args).await,
+        Role::Node(args) => node::run(*args).await,
     }
 }

@@ -16,6 +16,7 @@ use super::access::ssh;
 use super::clone::Clones;
 use super::connection::Connection;
 use super::events::Tell;
+use super::files::Files;
 use super::goal::{Offer, macs};
 use super::guest::Guests;
 use super::metrics::Metrics;
@@ -38,6 +39,8 @@ pub struct Context {
     pub connections: BTreeMap<Driver, Arc<Connection>>,
     /// Images, disks and seeds.
     pub storage: Storage,
+    /// Stored files.
+    pub files: Arc<Files>,
     /// The key that guests trust; absent where none can be made.
     pub ssh_key: Option<Arc<ssh::Key>>,
     /// The Instances of this host, by uid, as last seen.

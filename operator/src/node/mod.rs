@@ -21,6 +21,7 @@ pub mod connection;
 pub mod context;
 pub mod domain_xml;
 pub mod events;
+pub mod files;
 pub mod goal;
 pub mod guest;
 pub mod host;
@@ -52,6 +53,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Client;
 use kube::api::Api;
 use libvirt_ffi::{DomainEvent, Notice};
 use prometheus_client::registry::Registry;
@@ -65,6 +67,7 @@ use crate::{cluster, telemetry};
 use access::ssh;
 use connection::{Connection, Signal};
 use context::{Context, Instances};
+use files::Files;
 use goal::Offer;
 use guest::Guests;
 use metrics::Metrics;
@@ -111,6 +114,9 @@ pub struct Args {
     /// How long a cached image stays after its last use, such as 14d or 12h; 0 = as long as there is room.
     #[arg(long, default_value = "14d", value_parser = images::age)]
     pub image_cache_age: Duration,
+    /// Where agents reach the gateway, which keeps the content of large stored files.
+    #[arg(long, env = "VIRTSHELL_GATEWAY_URL", value_name = "URL", value_parser = cluster::http_url)]
+    pub gateway_url: Option<reqwest::Url>,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "127.0.0.1:10352")]
     pub listen: SocketAddr,
@@ -133,16 +139,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         .and_then(|name| name.into_string().ok())
         .unwrap_or_default();
     let host = args.host_name.clone().unwrap_or_else(|| hostname.to_lowercase());
-    let options = Options {
-        allow_file_images: args.allow_file_images,
-        cache: CacheLimits {
-            max_mib: args.image_cache_mib,
-            max_idle: args.image_cache_age,
-        },
-        ..Options::default()
-    };
-    let data_dir = args.data_dir.clone();
-    let storage = tokio::task::spawn_blocking(move || Storage::open(&data_dir, options)).await??;
+    let (storage, files) = open_storage(&args, &host, client.clone()).await?;
     let ssh_key = ssh_key(&args.data_dir, &host).await;
     libvirt_ffi::start_event_loop()
         .map_err(|why| anyhow::anyhow!("libvirt's event loop cannot be started: {why}"))?;
@@ -171,6 +168,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         host: host.clone(),
         connections,
         storage,
+        files,
         ssh_key,
         instances: Instances::default(),
         offer: RwLock::new(Offer::default()),
@@ -223,6 +221,23 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ended = serving => ended.context("cannot serve the Node API"),
         asked = telemetry::shutdown_signal() => asked.context("cannot listen for signals"),
     }
+}
+
+async fn open_storage(args: &Args, host: &str, client: Client) -> anyhow::Result<(Storage, Arc<Files>)> {
+    let options = Options {
+        allow_file_images: args.allow_file_images,
+        cache: CacheLimits {
+            max_mib: args.image_cache_mib,
+            max_idle: args.image_cache_age,
+        },
+        ..Options::default()
+    };
+    let http = files::http_client().context("cannot prepare downloads")?;
+    let gateway = args.gateway_url.clone();
+    let files = Arc::new(Files::new(client, http.clone(), host, &args.namespace, gateway));
+    let (data_dir, shared) = (args.data_dir.clone(), Arc::clone(&files));
+    let open = move || Storage::open(&data_dir, options, http, shared);
+    Ok((tokio::task::spawn_blocking(open).await??, files))
 }
 
 /// The key for guests without an agent. Without it there is one way less into them, and all else works.

@@ -11,6 +11,7 @@
 //! nothing runs a second time unless somebody asks for it. [`run`] does the work.
 
 mod run;
+mod vars;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +49,8 @@ pub enum Stage {
 pub enum Cause {
     /// Nothing led into the guest, or it had no address, in time.
     GuestUnreachable,
+    /// The file with its variables could not be read.
+    VarsUnreadable,
     /// The repository could not be cloned.
     CloneFailed,
     /// The executor ended with another exit code than 0.
@@ -61,8 +64,9 @@ pub enum Cause {
 }
 
 impl Cause {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::GuestUnreachable,
+        Self::VarsUnreadable,
         Self::CloneFailed,
         Self::ExecutorFailed,
         Self::TimedOut,
@@ -75,6 +79,7 @@ impl Cause {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::GuestUnreachable => "GuestUnreachable",
+            Self::VarsUnreadable => "VarsUnreadable",
             Self::CloneFailed => "CloneFailed",
             Self::ExecutorFailed => "ExecutorFailed",
             Self::TimedOut => "TimedOut",

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{AccessError, Command, Ended, Guest, quoted, until};
 use crate::node::connection::Lane;
@@ -113,7 +114,12 @@ fn answer(status: &Value) -> Answer {
 }
 
 /// Writes a file that only root can read.
-pub async fn upload(guest: &Guest, path: &str, content: &[u8], end: Instant) -> Result<(), AccessError> {
+pub async fn upload(
+    guest: &Guest,
+    path: &str,
+    content: impl AsyncRead + Unpin,
+    end: Instant,
+) -> Result<(), AccessError> {
     // The agent would make it readable and writable for everybody.
     let make = format!("umask 077; : >{}", quoted(path));
     guest.succeed(make, path, until(end)).await?;
@@ -128,31 +134,41 @@ async fn write(
     guest: &Guest,
     handle: &Value,
     path: &str,
-    mut content: &[u8],
+    mut content: impl AsyncRead + Unpin,
     end: Instant,
 ) -> Result<(), AccessError> {
     let began = Instant::now();
-    while !content.is_empty() {
+    let failed = |why: String| AccessError::File {
+        path: path.to_owned(),
+        why,
+    };
+    let mut buffer = vec![0; CHUNK];
+    // What of the buffer the guest does not have yet.
+    let (mut from, mut to) = (0, 0);
+    loop {
+        if from == to {
+            let read = content.read(&mut buffer).await;
+            (from, to) = (
+                0,
+                read.map_err(|error| failed(format!("its content cannot be read: {error}")))?,
+            );
+            if to == 0 {
+                return Ok(());
+            }
+        }
         if Instant::now() >= end {
             return Err(AccessError::TimedOut(end.saturating_duration_since(began)));
         }
-        let chunk = &content[..content.len().min(CHUNK)];
-        let arguments = json!({"handle": handle, "buf-b64": STANDARD.encode(chunk)});
+        let arguments = json!({"handle": handle, "buf-b64": STANDARD.encode(&buffer[from..to])});
         let answer = call(guest, "guest-file-write", arguments).await?;
         let count = answer["count"]
             .as_u64()
             .and_then(|count| usize::try_from(count).ok());
-        match count.filter(|count| (1..=chunk.len()).contains(count)) {
-            Some(count) => content = &content[count..],
-            None => {
-                return Err(AccessError::File {
-                    path: path.to_owned(),
-                    why: "the guest agent wrote nothing".to_owned(),
-                });
-            }
+        match count.filter(|count| (1..=to - from).contains(count)) {
+            Some(count) => from += count,
+            None => return Err(failed("the guest agent wrote nothing".to_owned())),
         }
     }
-    Ok(())
 }
 
 /// Makes one call of the agent's protocol.

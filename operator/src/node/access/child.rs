@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::process::Command;
 
 /// Bytes of standard error that are kept: a program's complaint, not the guest's output.
@@ -28,11 +28,11 @@ pub struct Done {
 /// It gets none of this process's environment: a container's programs would inherit it.
 ///
 /// # Errors
-/// When it cannot be started.
+/// When it cannot be started, or the input cannot be read to its end: it was killed then.
 pub async fn run(
     program: &str,
     arguments: &[&str],
-    input: &[u8],
+    mut input: impl AsyncRead + Unpin,
     limit: usize,
     deadline: Duration,
 ) -> std::io::Result<Done> {
@@ -60,17 +60,12 @@ pub async fn run(
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut said, mut complained) = (Vec::new(), Vec::new());
     let work = async {
-        let feed = async {
-            if let Some(mut pipe) = stdin {
-                // A program that ends early breaks the pipe; its status says why.
-                let _ = pipe.write_all(input).await;
-            }
-        };
-        tokio::join!(
-            feed,
+        let (fed, (), ()) = tokio::join!(
+            feed(&mut input, stdin),
             read(stdout, limit, &mut said),
             read(stderr, COMPLAINT, &mut complained)
         );
+        fed?;
         child.wait().await
     };
     let status = match tokio::time::timeout(deadline, work).await {
@@ -86,6 +81,22 @@ pub async fn run(
         stdout: said,
         stderr: String::from_utf8_lossy(&complained).trim().to_owned(),
     })
+}
+
+/// Hands the input over.
+async fn feed(
+    input: &mut (impl AsyncRead + Unpin),
+    pipe: Option<impl AsyncWrite + Unpin>,
+) -> std::io::Result<()> {
+    let Some(mut pipe) = pipe else { return Ok(()) };
+    let mut buffer = vec![0; 64 << 10];
+    while let count @ 1.. = input.read(&mut buffer).await? {
+        // A program that ends early breaks the pipe; its status says why.
+        if pipe.write_all(&buffer[..count]).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Reads to the end, keeping the first `limit` bytes.
@@ -115,7 +126,7 @@ mod tests {
     use super::*;
 
     async fn sh(text: &str, limit: usize, deadline: Duration) -> Done {
-        run("sh", &["-c", text], b"input\n", limit, deadline)
+        run("sh", &["-c", text], b"input\n".as_slice(), limit, deadline)
             .await
             .unwrap()
     }
@@ -137,8 +148,23 @@ mod tests {
         assert_eq!(done.stdout, b"none\n");
         // It ends without reading what it is given.
         let much = vec![b'x'; 1 << 20];
-        let done = run("true", &[], &much, 1, Duration::from_secs(20)).await.unwrap();
+        let done = run("true", &[], much.as_slice(), 1, Duration::from_secs(20))
+            .await
+            .unwrap();
         assert!(done.status.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn input_that_breaks_off_is_no_whole_input() {
+        let broken = breaking_off();
+        let done = run("cat", &[], broken, 100, Duration::from_secs(20)).await;
+        assert_eq!(done.unwrap_err().to_string(), "media error");
+    }
+
+    /// Some bytes, then a failure.
+    fn breaking_off() -> impl AsyncRead + Unpin {
+        let pieces = [Ok(&b"some"[..]), Err(std::io::Error::other("media error"))];
+        tokio_util::io::StreamReader::new(futures::stream::iter(pieces))
     }
 
     #[tokio::test]

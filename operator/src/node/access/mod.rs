@@ -19,6 +19,8 @@ pub mod ssh;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tempfile::TempPath;
+use tokio::io::AsyncRead;
 use virtshell_crds::Instance;
 
 pub use choose::{Channel, Choice, Signs, choose};
@@ -45,13 +47,31 @@ pub struct Guest {
     key: Option<Arc<ssh::Key>>,
 }
 
+/// What is put into a file of a guest.
+#[derive(Debug)]
+pub enum Content {
+    /// Little.
+    Bytes(Vec<u8>),
+    /// In a file of this host that goes with this.
+    File(TempPath),
+}
+
+impl Content {
+    async fn open(&self) -> std::io::Result<Box<dyn AsyncRead + Send + Unpin + '_>> {
+        Ok(match self {
+            Self::Bytes(bytes) => Box::new(bytes.as_slice()),
+            Self::File(path) => Box::new(tokio::fs::File::open(path).await?),
+        })
+    }
+}
+
 /// A file to be put into a guest.
 #[derive(Clone, Copy, Debug)]
 pub struct NewFile<'a> {
     /// Where: absolute, and exactly this. Its directory exists.
     pub path: &'a str,
     /// What is in it.
-    pub content: &'a [u8],
+    pub content: &'a Content,
     /// Its owner; default: root.
     pub owner: Option<&'a str>,
     /// Its group; default: root's.
@@ -115,7 +135,11 @@ impl Guest {
         let end = Instant::now() + deadline;
         let directory = file.path.rsplit_once('/').map_or("", |(directory, _)| directory);
         let unfinished = format!("{directory}/.virtshell-{:016x}", random());
-        let (at, content) = (unfinished.as_str(), file.content);
+        let at = unfinished.as_str();
+        let content = file.content.open().await.map_err(|error| AccessError::File {
+            path: file.path.to_owned(),
+            why: format!("its content cannot be read: {error}"),
+        })?;
         let uploaded = match &self.channel {
             Channel::Agent => agent::upload(self, at, content, end).await,
             Channel::Namespaces => namespaces::upload(self, at, content, until(end)).await,

@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use tokio::io::AsyncRead;
+
 use super::{AccessError, Command, Ended, Guest, child, quoted};
 
 const VIRSH: &str = "virsh";
@@ -25,7 +27,7 @@ pub async fn run(guest: &Guest, command: &Command, deadline: Duration) -> Result
 pub async fn upload(
     guest: &Guest,
     path: &str,
-    content: &[u8],
+    content: impl AsyncRead + Unpin,
     deadline: Duration,
 ) -> Result<(), AccessError> {
     let (text, command) = receive(path);
@@ -36,7 +38,7 @@ pub async fn upload(
 async fn enter(
     guest: &Guest,
     words: &[&str],
-    input: &[u8],
+    input: impl AsyncRead + Unpin,
     command: &Command,
     deadline: Duration,
 ) -> Result<Ended, AccessError> {

@@ -7,6 +7,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tokio::io::AsyncRead;
+
 use super::namespaces::{receive, received};
 use super::{AccessError, Command, Ended, Guest, child, quoted};
 
@@ -114,7 +116,7 @@ pub async fn run(
                 guest,
                 address,
                 &format!("kill -KILL -{group}"),
-                b"",
+                tokio::io::empty(),
                 0,
                 KILL_DEADLINE,
             )
@@ -133,7 +135,7 @@ pub async fn upload(
     guest: &Guest,
     address: &str,
     path: &str,
-    content: &[u8],
+    content: impl AsyncRead + Unpin,
     deadline: Duration,
 ) -> Result<(), AccessError> {
     let (text, command) = receive(path);
@@ -160,7 +162,7 @@ async fn connect(
     guest: &Guest,
     address: &str,
     text: &str,
-    input: &[u8],
+    input: impl AsyncRead + Unpin,
     limit: usize,
     deadline: Duration,
 ) -> Result<child::Done, AccessError> {

@@ -1,12 +1,13 @@
 //! The work itself: clone, executor, and what they are told.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use virtshell_crds::Instance;
 use virtshell_crds::instance::{MetDependency, Resolved};
 
-use super::Cause;
+use super::{Cause, vars};
 use crate::node::access::{AccessError, Channel, Command, Ended, Guest, Keep, quoted};
 use crate::node::context::Context;
 use crate::node::hypervisor::chain;
@@ -24,7 +25,13 @@ pub async fn build(context: &Context, instance: &Instance, channel: Channel) -> 
         .as_ref()
         .and_then(|s| s.resolved.clone())
         .unwrap_or_default();
-    let env = environment(instance, &resolved);
+    let vars = match resolved.vars_from.as_str() {
+        "" => instance.spec.vars.clone(),
+        url => vars::read(&context.files, url)
+            .await
+            .map_err(|why| (Cause::VarsUnreadable, why))?,
+    };
+    let env = environment(instance, &resolved, &vars);
     let directory = directory(&resolved.builder).ok_or_else(|| {
         let why = format!(
             "builder {}: its last segment is no name for a directory",
@@ -105,7 +112,11 @@ fn execute(executor: &str, directory: &str) -> String {
 }
 
 /// What a builder is told. A dependency without an address has an empty one.
-fn environment(instance: &Instance, resolved: &Resolved) -> Vec<(String, String)> {
+fn environment(
+    instance: &Instance,
+    resolved: &Resolved,
+    vars: &BTreeMap<String, String>,
+) -> Vec<(String, String)> {
     let told =
         |met: &MetDependency| json!({"provisioner": met.provisioner, "name": met.name, "ipv4": met.ipv4});
     let depends: Vec<_> = resolved.dependencies.iter().map(told).collect();
@@ -114,13 +125,7 @@ fn environment(instance: &Instance, resolved: &Resolved) -> Vec<(String, String)
         ("VS_ENVIROMENT".to_owned(), resolved.environment.clone()),
         ("VS_DEPENDS".to_owned(), json!(depends).to_string()),
     ];
-    env.extend(
-        instance
-            .spec
-            .vars
-            .iter()
-            .map(|(key, value)| (variable(key), value.clone())),
-    );
+    env.extend(vars.iter().map(|(key, value)| (variable(key), value.clone())));
     env
 }
 
@@ -172,7 +177,7 @@ mod tests {
             dependencies: vec![met("db", "db 1", "10.0.0.7"), met("mq", "mq", "")],
             ..Resolved::default()
         };
-        let env = environment(&me, &resolved);
+        let env = environment(&me, &resolved, &me.spec.vars);
         let expected = [
             ("VS_INSTANCE_NAME", "web 1"),
             ("VS_ENVIROMENT", "dev"),

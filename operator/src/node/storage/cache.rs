@@ -2,7 +2,7 @@
 //!
 //! An image is found by its declared checksum, else by what its URL gave before; otherwise it is fetched, once however
 //! many wait. What is cached is believed: it was hashed when it came. A `file://` image without a checksum is fetched
-//! again when the file has changed. An image that is handed out carries a [`Lease`]; its last use is the time of its
+//! again when the file has changed; of a stored file, the File says which content it has now. An image that is handed out carries a [`Lease`]; its last use is the time of its
 //! description's file, so that a restart does not forget it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,6 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tempfile::TempPath;
+use virtshell_crds::file_ref::FileUrl;
 use virtshell_crds::image::ImageType;
 use virtshell_crds::instance::ResolvedImage;
 
@@ -314,6 +316,20 @@ impl Cache {
             .map_err(|_| refused("an answer file that is no text".to_owned()))
     }
 
+    /// A stored file, in a file that does not stay.
+    pub(super) async fn fetch_aside(&self, at: &FileUrl) -> Result<TempPath, StorageError> {
+        let url = at.to_string();
+        let source = Source {
+            name: at.name.clone(),
+            sha256: self.fetcher.sha256_of(at, &url).await?,
+            location: Location::Stored(at.clone()),
+            url,
+            aside: true,
+        };
+        let fetched = self.fetcher.fetch(&source, &Arc::new(Meter::new())).await?;
+        Ok(fetched.file.into_temp_path())
+    }
+
     /// Without a lease.
     pub(super) fn image(
         &self,
@@ -336,7 +352,10 @@ impl Cache {
         }
     }
 
-    async fn content(self: &Arc<Self>, source: Source, type_: ImageType) -> Result<Leased, StorageError> {
+    async fn content(self: &Arc<Self>, mut source: Source, type_: ImageType) -> Result<Leased, StorageError> {
+        if let (Location::Stored(at), None) = (&source.location, &source.sha256) {
+            source.sha256 = self.fetcher.sha256_of(at, &source.url).await?;
+        }
         if let Some(leased) = self.lookup(&source) {
             return Ok(leased);
         }
@@ -399,7 +418,7 @@ impl Cache {
     ) -> Result<Leased, StorageError> {
         let stamp = match &source.location {
             Location::File(path) => Stamp::of(path),
-            Location::Http(_) => None,
+            Location::Http(_) | Location::Stored(_) => None,
         };
         let fetched = self.fetcher.fetch(&source, &meter).await?;
         let (format, virtual_bytes) = self.inspect(&source.name, &fetched).await?;
@@ -549,7 +568,7 @@ fn explain_compressed(error: StorageError, type_: ImageType, format: ImageFormat
 
 fn changed(known: &UrlEntry, location: &Location) -> bool {
     match location {
-        Location::Http(_) => false,
+        Location::Http(_) | Location::Stored(_) => false,
         // A file that is gone is still in the cache.
         Location::File(path) => Stamp::of(path).is_some_and(|now| known.stamp != Some(now)),
     }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::node::files::FileError;
+
 /// A failure of the storage of this host.
 ///
 /// Cloneable, because every Instance that waits for one download gets its error. The texts say what was wrong and what
@@ -41,6 +43,9 @@ pub enum StorageError {
         /// Status line or the like.
         answer: String,
     },
+    /// A stored file has no content that this agent could get.
+    #[error("{0}")]
+    FileUnavailable(FileError),
     /// The network or the server failed; a later try may succeed.
     #[error("image URL {url} could not be fetched: {why}; tried again later")]
     DownloadFailed {
@@ -153,6 +158,7 @@ impl StorageError {
             | Self::FileImagesNotAllowed { .. }
             | Self::ImageNotFound { .. }
             | Self::FetchRefused { .. }
+            | Self::FileUnavailable(_)
             | Self::ChecksumMismatch { .. }
             | Self::ImageFormatRefused { .. }
             | Self::DiskRefused { .. }
@@ -168,6 +174,7 @@ impl StorageError {
             Self::FileImagesNotAllowed { .. } => "FileImagesNotAllowed",
             Self::ImageNotFound { .. } => "ImageNotFound",
             Self::FetchRefused { .. } => "DownloadRefused",
+            Self::FileUnavailable(error) => error.reason(),
             Self::DownloadFailed { .. } => "DownloadFailed",
             Self::ImageTruncated { .. } => "ImageTruncated",
             Self::ChecksumMismatch { .. } => "ChecksumMismatch",
@@ -191,6 +198,20 @@ impl StorageError {
             cause = error.source();
         }
         text
+    }
+
+    /// What the failure of a stored file means for whoever waits for its content.
+    pub(super) fn of_file(url: &str, error: FileError) -> Self {
+        match error {
+            FileError::Unreadable(_, why) => Self::DownloadFailed {
+                url: url.to_owned(),
+                why,
+            },
+            FileError::NotFound(_)
+            | FileError::Malformed(..)
+            | FileError::NoGateway(_)
+            | FileError::TooLarge(..) => Self::FileUnavailable(error),
+        }
     }
 
     /// Wraps a failed file operation.

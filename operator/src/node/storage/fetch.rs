@@ -1,4 +1,4 @@
-//! Brings content into a file beside the cache: over HTTP with resume, or from a file of the host.
+//! Brings content into a file beside the cache: over HTTP with resume, from a file of the host, or from a stored file.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{RequestBuilder, Response, StatusCode};
 use tempfile::NamedTempFile;
+use virtshell_crds::file_ref::FileUrl;
 
 use super::error::StorageError;
 use super::flight::Meter;
 use super::room::RoomGuard;
 use super::sink::Sink;
 use super::source::{Location, Source};
+use crate::node::files::{self, Content, Files};
 
 /// Bytes that are hashed and written at a time.
 const BLOCK: usize = 1 << 20;
@@ -39,6 +41,7 @@ pub(super) struct Fetched {
 #[derive(Clone)]
 pub(super) struct Fetcher {
     pub client: reqwest::Client,
+    pub files: Arc<Files>,
     /// Where downloads are until they are complete.
     pub dir: PathBuf,
     pub room: RoomGuard,
@@ -62,29 +65,66 @@ impl Fetcher {
         }
     }
 
+    /// What a stored file is now.
+    pub(super) async fn sha256_of(&self, at: &FileUrl, url: &str) -> Result<Option<String>, StorageError> {
+        let file = self.files.get(at).await;
+        let sha256 = file.and_then(|file| files::sha256(&file));
+        sha256.map_err(|error| StorageError::of_file(url, error))
+    }
+
     /// The content, and whether a part of it was here before.
     async fn bring(&self, source: &Source, meter: &Arc<Meter>) -> Result<(Fetched, bool), StorageError> {
-        let (fetcher, of) = (self.clone(), source.clone());
         let sink = match &source.location {
             Location::File(path) => {
-                let sink = blocking(move || Sink::temporary(&fetcher, &of)).await?;
+                let sink = self.temporary(source).await?;
                 copy_file(path.clone(), source.clone(), sink, Arc::clone(meter)).await?
             }
-            Location::Http(url) => {
-                let sink = blocking(move || Sink::resume(&fetcher, &of)).await?;
-                let download = Download {
-                    fetcher: self,
-                    source,
-                    url: url.clone(),
-                    meter,
-                    sink: Some(sink),
-                };
-                download.run().await?
+            Location::Http(url) => self.download(source, self.client.get(url.clone()), meter).await?,
+            Location::Stored(at) => {
+                let unavailable = |error| StorageError::of_file(&source.url, error);
+                let file = self.files.get(at).await.map_err(unavailable)?;
+                match files::content(&file).map_err(unavailable)? {
+                    Content::Inline(bytes) => {
+                        let mut sink = self.temporary(source).await?;
+                        blocking(move || sink.write(&bytes).map(|()| sink)).await?
+                    }
+                    Content::Blob => {
+                        let request = self.files.blob(at).await.map_err(unavailable)?;
+                        self.download(source, request, meter).await?
+                    }
+                }
             }
         };
         let resumed = sink.resumed();
         let fetched = blocking(move || sink.finish()).await?;
         Ok((fetched, resumed))
+    }
+
+    async fn temporary(&self, source: &Source) -> Result<Sink, StorageError> {
+        let (fetcher, of) = (self.clone(), source.clone());
+        blocking(move || Sink::temporary(&fetcher, &of)).await
+    }
+
+    async fn download(
+        &self,
+        source: &Source,
+        request: RequestBuilder,
+        meter: &Arc<Meter>,
+    ) -> Result<Sink, StorageError> {
+        let (fetcher, of) = (self.clone(), source.clone());
+        let sink = if source.aside {
+            self.temporary(source).await?
+        } else {
+            blocking(move || Sink::resume(&fetcher, &of)).await?
+        };
+        let download = Download {
+            fetcher: self,
+            source,
+            request,
+            meter,
+            sink: Some(sink),
+        };
+        download.run().await
     }
 }
 
@@ -153,7 +193,8 @@ async fn copy_file(
 struct Download<'a> {
     fetcher: &'a Fetcher,
     source: &'a Source,
-    url: Url,
+    /// For all of it.
+    request: RequestBuilder,
     meter: &'a Meter,
     /// Absent only while it is being worked on.
     sink: Option<Sink>,
@@ -216,7 +257,8 @@ impl Download<'_> {
     async fn attempt(&mut self) -> Result<(), StorageError> {
         let from = self.written();
         let resume = from > 0 && self.sink.as_ref().is_some_and(Sink::is_resumable);
-        let mut request = self.fetcher.client.get(self.url.clone());
+        let again = || self.failed("the request cannot be sent a second time".to_owned());
+        let mut request = self.request.try_clone().ok_or_else(again)?;
         if resume {
             request = request.header(RANGE, format!("bytes={from}-"));
             if let Some(validator) = self.sink.as_ref().and_then(Sink::validator) {

@@ -39,6 +39,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
+use tempfile::TempPath;
+use virtshell_crds::file_ref::FileUrl;
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
 pub use answers::Answers;
@@ -62,6 +64,8 @@ use layout::{TEMP_PREFIX, is_disk_name, is_uid};
 use pattern::Patterns;
 use room::RoomGuard;
 use root_fs::RootSeed;
+
+use super::files::Files;
 
 const MIB: u64 = 1 << 20;
 
@@ -115,11 +119,17 @@ struct Inner {
 }
 
 impl Storage {
-    /// Opens the data directory, made if need be, and removes what an interrupted run left half-made.
+    /// Opens the data directory, made if need be, and removes what an interrupted run left half-made. `client` is for
+    /// downloads, `files` for images that are stored files.
     ///
     /// # Errors
     /// [`StorageError::InUse`] when another agent has it open, [`StorageError::Disk`] when it cannot be written.
-    pub fn open(data_dir: &Path, options: Options) -> Result<Self, StorageError> {
+    pub fn open(
+        data_dir: &Path,
+        options: Options,
+        client: reqwest::Client,
+        files: Arc<Files>,
+    ) -> Result<Self, StorageError> {
         make_dir(data_dir)?;
         let data_dir = data_dir
             .canonicalize()
@@ -145,7 +155,8 @@ impl Storage {
             keep_mib: options.min_free_mib,
         };
         let fetcher = Fetcher {
-            client: http_client()?,
+            client,
+            files,
             dir: dirs.parts.clone(),
             room: room.clone(),
             max_bytes: options.max_image_mib * MIB,
@@ -244,6 +255,14 @@ impl Storage {
             inner.cache.evict(&referenced, asked, inner.limits, short)
         })
         .await
+    }
+
+    /// The content of a stored file in a temporary file of this host, which goes with the last who holds it.
+    ///
+    /// # Errors
+    /// As [`Self::ensure_image`].
+    pub async fn fetch_file(&self, at: &FileUrl) -> Result<TempPath, StorageError> {
+        self.inner.cache.fetch_aside(at).await
     }
 
     /// Room on the file system.
@@ -603,20 +622,6 @@ fn check_disk_name(name: &str) -> Result<(), StorageError> {
         name: name.to_owned(),
         why: "its name must be 1 to 32 lower-case letters, digits or `-`, and not root or seed".to_owned(),
     })
-}
-
-fn http_client() -> Result<reqwest::Client, StorageError> {
-    reqwest::Client::builder()
-        .user_agent(concat!("virtshell-operator/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(Duration::from_secs(10))
-        // A server that says nothing for so long is not coming back.
-        .read_timeout(Duration::from_mins(1))
-        .build()
-        .map_err(|error| StorageError::ToolFailed {
-            action: "preparing downloads".to_owned(),
-            tool: "reqwest",
-            why: error.to_string(),
-        })
 }
 
 fn lock(data_dir: &Path) -> Result<Flock<File>, StorageError> {

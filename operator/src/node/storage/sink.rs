@@ -44,7 +44,7 @@ impl Sink {
             from_before: 0,
             room_checked_at: 0,
             room: fetcher.room.clone(),
-            what: format!("image {}", source.name),
+            what: format!("{} {}", if source.aside { "file" } else { "image" }, source.name),
             max_bytes: fetcher.max_bytes,
             declared: source.sha256.is_some(),
             notes,

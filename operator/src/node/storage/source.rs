@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use reqwest::Url;
 use sha2::{Digest, Sha256};
+use virtshell_crds::file_ref::FileUrl;
 
 use super::error::StorageError;
 use super::layout::is_sha256;
@@ -16,14 +17,19 @@ pub(super) struct Source {
     /// As given, less the fragment.
     pub url: String,
     pub location: Location,
-    /// Declared SHA-256.
+    /// Declared SHA-256; of a stored file, what the File says that it is.
     pub sha256: Option<String>,
+    /// What came of it is not kept for a later try.
+    pub aside: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Location {
     Http(Url),
+    /// A file of this host.
     File(PathBuf),
+    /// A stored file.
+    Stored(FileUrl),
 }
 
 impl Source {
@@ -51,19 +57,27 @@ impl Source {
                     .to_file_path()
                     .map_err(|()| refused("it names another host".to_owned()))?,
             ),
-            scheme => return Err(refused(format!("nothing here fetches {scheme}://"))),
+            scheme => match FileUrl::parse(url.trim()) {
+                Some(file) => Location::Stored(file),
+                None => return Err(refused(format!("nothing here fetches {scheme}://"))),
+            },
         };
         Ok(Self {
             name: name.to_owned(),
             url: parsed.into(),
             location,
             sha256: Some(sha256).filter(|s| !s.is_empty()),
+            aside: false,
         })
     }
 
     /// Equal for sources that give the same content: one download serves them all.
     pub(super) fn key(&self) -> &str {
-        self.sha256.as_deref().unwrap_or(&self.url)
+        match (&self.location, &self.sha256) {
+            // Its checksum is found out on the way, and others ask for its progress.
+            (Location::Stored(_), _) | (_, None) => &self.url,
+            (Location::Http(_) | Location::File(_), Some(sha256)) => sha256,
+        }
     }
 }
 
@@ -96,6 +110,13 @@ mod tests {
             ),
             ("file:///images/a.qcow2", "", false, Err("FileImagesNotAllowed")),
             ("file://other/images/a.qcow2", "", true, Err("ImageUrlRefused")),
+            (
+                "virtshell://team/files/a",
+                SHA,
+                false,
+                Ok("virtshell://team/files/a"),
+            ),
+            ("virtshell://team/images/a", "", true, Err("ImageUrlRefused")),
             ("ftp://example.org/a", "", true, Err("ImageUrlRefused")),
             ("/images/a.qcow2", "", true, Err("ImageUrlRefused")),
             ("", "", true, Err("ImageUrlRefused")),

@@ -1,14 +1,16 @@
 //! Files of the cluster into guests.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use virtshell_crds::File;
+use virtshell_crds::file_ref::FileUrl;
 use virtshell_crds::task::TaskParams;
-use virtshell_crds::{File, FileContent};
 
-use crate::node::access::{AccessError, Command, Guest, NewFile, quoted};
+use crate::node::access::{AccessError, Command, Content, Guest, NewFile, quoted};
+use crate::node::context::Context;
+use crate::node::files::{self, FileError};
 use crate::node::hypervisor::chain;
+use crate::node::storage::StorageError;
 
 /// Files asked for in one call when a folder is copied: at most 64 KiB each.
 const PAGE: u32 = 50;
@@ -16,20 +18,43 @@ const PAGE: u32 = 50;
 const ANSWER: usize = 8 << 10;
 
 /// What is copied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Source {
     /// Whether it is a folder: then the destination is a directory.
     pub folder: bool,
     /// Name and content of each file.
-    pub files: Vec<(String, Vec<u8>)>,
+    pub files: Vec<(String, Content)>,
 }
 
 /// Why nothing was copied: a word, and what it means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoSource(pub &'static str, pub String);
 
-/// Reads what is to be copied.
-pub async fn read(api: &Api<File>, params: &TaskParams) -> Result<Source, NoSource> {
+impl From<FileError> for NoSource {
+    fn from(error: FileError) -> Self {
+        Self(error.reason(), error.to_string())
+    }
+}
+
+/// Why a large file did not come, without the words of images.
+fn not_fetched(name: &str, error: &StorageError) -> NoSource {
+    let why = if let StorageError::FileUnavailable(error) = error {
+        return error.clone().into();
+    } else if let StorageError::DownloadFailed { why, .. } = error {
+        why.clone()
+    } else if let StorageError::ImageNotFound { answer, .. } | StorageError::FetchRefused { answer, .. } =
+        error
+    {
+        answer.clone()
+    } else {
+        error.explain()
+    };
+    FileError::Unreadable(name.to_owned(), why).into()
+}
+
+/// Reads what is to be copied; what is large comes into files of this host.
+pub async fn read(context: &Context, namespace: &str, params: &TaskParams) -> Result<Source, NoSource> {
+    let api: Api<File> = Api::namespaced(context.client.clone(), namespace);
     let unreadable = |error: kube::Error| {
         if let (kube::Error::Api(answer), Some(name)) = (&error, &params.file)
             && answer.is_not_found()
@@ -56,7 +81,22 @@ pub async fn read(api: &Api<File>, params: &TaskParams) -> Result<Source, NoSour
         }
         (None, None) => return Err(invalid("file or folder is missing")),
     }
-    let files = found.iter().map(content).collect::<Result<_, _>>()?;
+    let mut files = Vec::with_capacity(found.len());
+    for file in &found {
+        let name = name(file)?;
+        let content = match files::content(file)? {
+            files::Content::Inline(bytes) => Content::Bytes(bytes),
+            files::Content::Blob => {
+                let at = FileUrl {
+                    namespace: namespace.to_owned(),
+                    name: file.name_any(),
+                };
+                let fetched = context.storage.fetch_file(&at).await;
+                Content::File(fetched.map_err(|error| not_fetched(&name, &error))?)
+            }
+        };
+        files.push((name, content));
+    }
     Ok(Source {
         folder: params.file.is_none(),
         files,
@@ -67,29 +107,12 @@ fn invalid(why: &str) -> NoSource {
     NoSource("Invalid", why.to_owned())
 }
 
-/// Name and content.
-fn content(file: &File) -> Result<(String, Vec<u8>), NoSource> {
-    let name = file.spec.display_name.clone().unwrap_or_else(|| file.name_any());
+fn name(file: &File) -> Result<String, NoSource> {
+    let name = files::shown(file);
     if matches!(name.as_str(), "" | "." | "..") || name.contains('/') {
         return Err(invalid(&format!("{name:?} is no name for a file")));
     }
-    match &file.spec.content {
-        FileContent {
-            inline: Some(text), ..
-        } => match STANDARD.decode(text) {
-            Ok(bytes) => Ok((name, bytes)),
-            Err(error) => Err(NoSource(
-                "FileUnreadable",
-                format!("the content of file {name} is not base64: {error}"),
-            )),
-        },
-        FileContent { inline: None, .. } => Err(NoSource(
-            "ContentUnavailable",
-            format!(
-                "the content of file {name} is in the gateway's store, which agents cannot read; only files of up to 64 KiB can be copied"
-            ),
-        )),
-    }
+    Ok(name)
 }
 
 /// Copies into one guest; returns where the files are then.
@@ -221,29 +244,51 @@ mod tests {
     }
 
     #[test]
-    fn only_content_that_is_here_is_copied() {
-        let file = |name: Option<&str>, inline: Option<&str>| {
-            let spec = FileSpec {
-                display_name: name.map(str::to_owned),
-                content: FileContent {
-                    inline: inline.map(str::to_owned),
-                    blob: inline.is_none().then(|| "0".repeat(64)),
+    fn what_did_not_come_is_said_in_the_words_of_files() {
+        let url = "virtshell://ns/files/f".to_owned();
+        for (error, reason, message) in [
+            (
+                StorageError::DownloadFailed {
+                    url: url.clone(),
+                    why: "connection refused".to_owned(),
                 },
+                "FileUnreadable",
+                "file my.cnf cannot be read: connection refused",
+            ),
+            (
+                StorageError::FetchRefused {
+                    url,
+                    answer: "the server answers 403 Forbidden".to_owned(),
+                },
+                "FileUnreadable",
+                "file my.cnf cannot be read: the server answers 403 Forbidden",
+            ),
+            (
+                StorageError::FileUnavailable(FileError::NotFound("f".to_owned())),
+                "FileNotFound",
+                "file f not found",
+            ),
+        ] {
+            assert_eq!(
+                not_fetched("my.cnf", &error),
+                NoSource(reason, message.to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_stays_in_its_directory() {
+        let named = |display: Option<&str>| {
+            let spec = FileSpec {
+                display_name: display.map(str::to_owned),
                 ..FileSpec::default()
             };
-            content(&File::new("object-name", spec))
+            name(&File::new("object-name", spec))
         };
-        assert_eq!(
-            file(Some("my.cnf"), Some("aGk=")),
-            Ok(("my.cnf".into(), b"hi".to_vec()))
-        );
-        assert_eq!(file(None, Some("")), Ok(("object-name".into(), vec![])));
-        for (name, inline, reason) in [
-            (Some(".."), Some("aGk="), "Invalid"),
-            (Some("f"), Some("a"), "FileUnreadable"),
-            (Some("f"), None, "ContentUnavailable"),
-        ] {
-            assert_eq!(file(name, inline).unwrap_err().0, reason, "{name:?}");
+        assert_eq!(named(Some("my.cnf")), Ok("my.cnf".into()));
+        assert_eq!(named(None), Ok("object-name".into()));
+        for wrong in ["..", "a/b", ""] {
+            assert_eq!(named(Some(wrong)).unwrap_err().0, "Invalid", "{wrong:?}");
         }
     }
 }

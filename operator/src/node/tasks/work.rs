@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
-use kube::api::Api;
 use tokio::sync::OnceCell;
+use virtshell_crds::TaskAssignment;
 use virtshell_crds::task::{AssignedTarget, TargetResult, TaskParams};
-use virtshell_crds::{File, TaskAssignment};
 
 use super::Kind;
 use super::copy::{self, NoSource, Source};
@@ -76,11 +75,9 @@ impl Part {
         params: &TaskParams,
         left: impl Fn() -> Duration,
     ) -> TargetResult {
-        let api: Api<File> = Api::namespaced(
-            context.client.clone(),
-            &self.assignment.namespace().unwrap_or_default(),
-        );
-        let source = match self.files.get_or_init(|| copy::read(&api, params)).await {
+        let namespace = self.assignment.namespace().unwrap_or_default();
+        let read = || copy::read(context, &namespace, params);
+        let source = match self.files.get_or_init(read).await {
             Ok(source) => source,
             Err(NoSource(reason, why)) => return failed(&self.target, reason, why),
         };

@@ -1,11 +1,13 @@
 //! Copies of a guest that never stops writing. Needs libvirtd.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use virtshell_crds::image::ImageType;
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
+use super::super::super::files::{Files, http_client};
 use super::super::super::hypervisor::LibvirtErrorKind;
 use super::super::super::storage::{DiskCopy, Options, Storage};
 use super::super::super::xml::parse;
@@ -86,7 +88,9 @@ impl Guest {
             min_free_mib: 1,
             ..Options::default()
         };
-        let storage = Storage::open(&dir.path().join("data"), options).unwrap();
+        let data = dir.path().join("data");
+        let storage =
+            Storage::open(&data, options, http_client().unwrap(), Arc::new(Files::nowhere())).unwrap();
         let image = dir.path().join("writer.raw");
         let mut content = writer();
         content.resize(1 << 20, 0);

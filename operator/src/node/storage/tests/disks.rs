@@ -312,7 +312,7 @@ async fn half_made_files_are_invisible_and_go_at_the_next_start() {
 async fn one_agent_per_data_directory() {
     let bench = Bench::new();
     let storage = bench.open();
-    let error = Storage::open(&bench.data(), bench.options).err().expect("in use");
+    let error = bench.try_open().err().expect("in use");
     assert_eq!(error.reason(), "DataDirInUse");
     drop(storage);
     bench.open();

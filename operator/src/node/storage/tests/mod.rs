@@ -11,6 +11,7 @@ mod speed;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
@@ -18,7 +19,8 @@ use tempfile::TempDir;
 use virtshell_crds::image::ImageType;
 use virtshell_crds::instance::ResolvedImage;
 
-use super::{Options, Retry, Storage};
+use super::{Options, Retry, Storage, StorageError};
+use crate::node::files::{Files, http_client};
 
 pub(super) const UID: &str = "8f0c21d4-0000-4000-8000-000000000001";
 
@@ -46,7 +48,12 @@ impl Bench {
     }
 
     pub fn open(&self) -> Storage {
-        Storage::open(&self.data(), self.options).unwrap()
+        self.try_open().unwrap()
+    }
+
+    pub fn try_open(&self) -> Result<Storage, StorageError> {
+        let client = http_client().unwrap();
+        Storage::open(&self.data(), self.options, client, Arc::new(Files::nowhere()))
     }
 
     pub fn data(&self) -> PathBuf {
