@@ -40,13 +40,14 @@ role_command() {
     case $1 in
         controller)
             LISTEN=127.0.0.1:$CONTROLLER_PORT
-            COMMAND=("$BINARIES/virtshell-operator" controller --kubeconfig "$kubeconfig" --namespace "$SYSTEM_NAMESPACE" --listen "$LISTEN")
+            COMMAND=("$BINARIES/virtshell-operator" controller --kubeconfig "$kubeconfig" --namespace "$SYSTEM_NAMESPACE" --listen "$LISTEN"
+                --gateway-url "http://127.0.0.1:$GATEWAY_PORT,http://localhost:$GATEWAY_PORT,http://127.0.0.1:$ROOT_PORT,http://localhost:$ROOT_PORT")
             ;;
         node)
             LISTEN=127.0.0.1:$NODE_PORT
             COMMAND=("$BINARIES/virtshell-operator" node --kubeconfig "$kubeconfig" --token-file "$STATE_DIR/node.token"
                 --namespace "$SYSTEM_NAMESPACE" --host-name "$HOST_NAME" --data-dir "$DATA_DIR"
-                --allow-emulation --allow-file-images --listen "$LISTEN" --listen-api "127.0.0.1:$NODE_API_PORT")
+                --gateway-url "http://127.0.0.1:$GATEWAY_PORT" --allow-emulation --allow-file-images --listen "$LISTEN" --listen-api "127.0.0.1:$NODE_API_PORT")
             ;;
         gateway)
             LISTEN=127.0.0.1:$GATEWAY_PORT

@@ -119,6 +119,20 @@ fn output(result: &Value) -> &str {
     result["output"].as_str().unwrap_or_default()
 }
 
+/// Stores a file through the REST API; returns its URL there.
+fn upload(system: &System, folder: &str, name: &str, path: &str) -> Result<String> {
+    let part = |head: &str| format!("--cut-here\\r\\nContent-Disposition: form-data; {head}\\r\\n\\r\\n");
+    let line = format!(
+        "body=$(mktemp); {{ printf -- '{}{folder}\\r\\n{}'; cat {path}; printf '\\r\\n--cut-here--\\r\\n'; }} >$body; \
+         CONTENT_TYPE='multipart/form-data; boundary=cut-here' hack/vscurl POST /virtshell/api/v1/files @$body; rm $body",
+        part("name=\"folder_name\""),
+        part(&format!("name=\"file_data\"; filename=\"{name}\""))
+    );
+    let answer: Value = serde_json::from_str(&sh(system, &line)?)?;
+    let uri = answer["uri"].as_str().context("an uri")?;
+    Ok(uri.to_owned())
+}
+
 /// What a command in a guest prints, by another way than the agent's.
 fn in_guest(system: &System, name: &str, command: &str) -> Result<String> {
     sh(system, &format!("hack/guest-exec {name} {}", quoted(command)))
@@ -259,6 +273,11 @@ fn files_are_copied_and_read_back() -> Result<()> {
     std::fs::write(&path, &bytes)?;
     let base64 = sh(system, &format!("base64 -w 0 {}", path.display()))?;
     let sum = sh(system, &format!("sha256sum <{}", path.display()))?;
+    let six = format!(
+        "for n in 1 2 3 4 5 6; do cat {}; done | sha256sum",
+        path.display()
+    );
+    let six = sh(system, &six)?;
     file(
         "big",
         json!({"displayName": "big file.bin", "folder": "conf", "size": 60_000, "content": {"inline": base64}}),
@@ -269,6 +288,10 @@ fn files_are_copied_and_read_back() -> Result<()> {
     )?;
     file("other", json!({"folder": "elsewhere", "content": {"inline": ""}}))?;
     file("blob", json!({"content": {"blob": "0".repeat(64)}}))?;
+    // Too large for the API server: with the gateway.
+    let large = system.state().join("large.bin");
+    std::fs::write(&large, bytes.repeat(5))?;
+    upload(system, "conf", "large.bin", &large.to_string_lossy())?;
 
     let both = targets(system, &[MACHINE, CONTAINER])?;
     let copy = |name: &'static str, params: Value| Work {
@@ -301,10 +324,10 @@ fn files_are_copied_and_read_back() -> Result<()> {
         let seen = in_guest(
             system,
             guest,
-            "ls -A1 /tmp/conf; cat /tmp/conf/my.cnf; sha256sum <'/tmp/conf/big file.bin'",
+            "ls -A1 /tmp/conf; cat /tmp/conf/my.cnf; cat '/tmp/conf/big file.bin' /tmp/conf/large.bin | sha256sum",
         )?;
         ensure!(
-            seen == format!("big file.bin\nmy.cnf\nhi\n{sum}"),
+            seen == format!("big file.bin\nlarge.bin\nmy.cnf\nhi\n{six}"),
             "{guest}: {seen}"
         );
     }
@@ -312,7 +335,7 @@ fn files_are_copied_and_read_back() -> Result<()> {
         (
             "copy-blob",
             json!({"file": "blob", "destination": "/tmp/x"}),
-            "ContentUnavailable",
+            "FileUnreadable",
         ),
         (
             "copy-none",
@@ -480,19 +503,34 @@ fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
         )
     };
 
-    let container = sh(
+    // Image and variables are stored files: the one a blob of the gateway, the other in the API server.
+    let root = sh(
         system,
-        "kubectl -n virtshell get vsi hello-container -o 'jsonpath={.spec.image}'",
+        "kubectl -n virtshell get images.virtshell.io debian-root -o 'jsonpath={.spec.downloadUrl}'",
+    )?;
+    let root = upload(
+        system,
+        "roots",
+        "debian root.tar.gz",
+        root.trim_start_matches("file://"),
+    )?;
+    let vars = system.state().join("vars.yaml");
+    std::fs::write(&vars, "# for the builder\ngreeting: it's me\n")?;
+    let vars = upload(system, "", "vars.yaml", &vars.to_string_lossy())?;
+    object(
+        "Image",
+        "stored-root",
+        json!({"type": "lxc-container", "downloadUrl": root}),
     )?;
     object(
         "Provisioner",
         "builds",
-        json!({"image": container, "driver": "lxc", "memoryMiB": 64, "diskMiB": 64, "builder": "file:///srv/builder.git", "executor": "sh run.sh"}),
+        json!({"image": "stored-root", "driver": "lxc", "memoryMiB": 64, "diskMiB": 64, "builder": "file:///srv/builder.git", "executor": "sh run.sh"}),
     )?;
     object(
         "Instance",
         "built",
-        json!({"provisioner": "builds", "vars": {"greeting": "it's me"}}),
+        json!({"provisioner": "builds", "varsFrom": vars}),
     )?;
 
     // No Git in the guest: said with what the guest said.
@@ -558,5 +596,5 @@ fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
         sh(system, &metadata)?.contains("provisioned=\"true\"")
             || sh(system, &metadata)?.contains("provisioned='true'")
     );
-    sh(system, "kubectl -n virtshell delete vsi built --timeout=60s; kubectl -n virtshell delete provisioners.virtshell.io builds").map(drop)
+    sh(system, "kubectl -n virtshell delete vsi built --timeout=60s; kubectl -n virtshell delete provisioners.virtshell.io/builds images.virtshell.io/stored-root").map(drop)
 }

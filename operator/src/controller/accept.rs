@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use virtshell_crds::condition::{self, ACCEPTED};
-use virtshell_crds::instance::{DiskBus, InstanceSpec, Resolved};
+use virtshell_crds::instance::{DiskBus, InstanceSpec, Resolved, ResolvedImage};
 use virtshell_crds::resolve::{self, DEFAULT_ENVIRONMENT, NamedImage, ResolveError};
 use virtshell_crds::{Driver, Environment, Image, Instance, Launch, Provisioner, Section, launch};
 
 use super::cache::Cached;
 use super::depends::Flaw;
+use super::stored::StoredFiles;
 
 /// Longest wire name, in characters.
 const LONGEST_NAME: usize = 255;
@@ -37,6 +38,8 @@ pub struct References {
     pub parent: Option<Arc<Instance>>,
     /// The Instance that it is to be a clone of.
     pub source: Option<Arc<Instance>>,
+    /// The stored files that it and its images name by URL.
+    pub stored: StoredFiles,
     /// Every Instance of the same wire name in the namespace, this one among them.
     pub namesakes: Vec<Arc<Instance>>,
 }
@@ -60,7 +63,7 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self {
             reason,
             message: message.into(),
@@ -144,15 +147,42 @@ fn created(instance: &Instance, refs: &References) -> Result<Acceptance, Refusal
     };
     let disk_images = disk_images(spec, refs, |_| true)?;
     let mut resolved = resolve::resolve(spec, provisioner, image, &disk_images)?;
+    if let (Some(image), Some(of)) = (&mut resolved.image, &refs.image) {
+        refs.stored.freeze(image, of.spec.owner.as_deref())?;
+    }
+    freeze_disks(&mut resolved.disk_images, refs)?;
     if let Some(from) = &spec.clone_from {
         as_its_source(&mut resolved, spec, &from.name, refs.source.as_deref())?;
     }
     environment.wire_name().clone_into(&mut resolved.environment);
+    resolved.vars_from = vars_from(spec, &resolved, refs)?;
     supported(spec, &resolved)?;
     room_for_names(instance, &resolved)?;
     Ok(Acceptance {
         resolved,
         tags: resolve::tags(spec, provisioner),
+    })
+}
+
+/// The stored files that images of disks are taken from.
+fn freeze_disks(images: &mut BTreeMap<String, ResolvedImage>, refs: &References) -> Result<(), Refusal> {
+    for (disk, image) in images {
+        let of = refs.disk_images.get(disk);
+        refs.stored
+            .freeze(image, of.and_then(|image| image.spec.owner.as_deref()))?;
+    }
+    Ok(())
+}
+
+/// The stored file with the variables for the builder; empty without one.
+fn vars_from(spec: &InstanceSpec, resolved: &Resolved, refs: &References) -> Result<String, Refusal> {
+    let Some(url) = spec.vars_from.as_deref().filter(|_| !resolved.builder.is_empty()) else {
+        return Ok(String::new());
+    };
+    let file = refs.stored.locate(url, spec.owner.as_deref())?;
+    file.map(|file| file.to_string()).ok_or_else(|| {
+        let message = format!("Field varsFrom: {url} is not the URL of a file of this gateway");
+        Refusal::new("UrlRefused", message)
     })
 }
 
@@ -212,11 +242,18 @@ fn as_its_source(
 fn edited(instance: &Instance, values: &Resolved, refs: &References) -> Result<Acceptance, Refusal> {
     let spec = &instance.spec;
     let driver = values.driver.unwrap_or(Driver::Kvm);
-    let added = disk_images(spec, refs, |disk| !values.disk_images.contains_key(disk))?
+    let mut added = disk_images(spec, refs, |disk| !values.disk_images.contains_key(disk))?
         .into_iter()
         .map(|(disk, image)| Ok((disk, resolve::resolved_image(image, driver)?)))
         .collect::<Result<_, ResolveError>>()?;
-    let resolved = resolve::refreeze(values, spec, added);
+    freeze_disks(&mut added, refs)?;
+    let mut resolved = resolve::refreeze(values, spec, added);
+    match vars_from(spec, values, refs) {
+        Ok(file) => resolved.vars_from = file,
+        // What it was accepted with may have gone since.
+        Err(_) if !values.vars_from.is_empty() => {}
+        Err(refusal) => return Err(refusal),
+    }
     supported(spec, &resolved)?;
     Ok(Acceptance {
         resolved,
@@ -293,10 +330,6 @@ fn may_use_section(
 
 /// What the schema accepts and nobody acts on is refused rather than ignored.
 fn supported(spec: &InstanceSpec, resolved: &Resolved) -> Result<(), Refusal> {
-    if !resolved.builder.is_empty() && spec.vars_from.is_some() {
-        let message = "Field varsFrom: not supported yet; use vars";
-        return Err(Refusal::new("NotSupported", message));
-    }
     if resolved.driver == Some(Driver::Lxc) {
         let disk = spec.disks.iter().find(|d| d.bus != DiskBus::Virtio);
         if let Some(disk) = disk {

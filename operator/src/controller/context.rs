@@ -31,6 +31,7 @@ use super::metrics::Metrics;
 use super::pulse::Pulse;
 use super::queue::Queue;
 use super::roster::{Offer, Roster};
+use super::stored::{self, Gateways};
 use super::task;
 
 /// Sums over many Instances (a host's `allocated`, an environment's count) are written at most this often.
@@ -137,6 +138,8 @@ pub struct Context {
     pub assignments: Cache<TaskAssignment>,
     /// How long finished Tasks are kept.
     pub task_retention: Duration,
+    /// Where clients reach the gateway.
+    pub gateways: Arc<Gateways>,
     /// What hosts offer.
     pub roster: Roster,
     desk: Arc<Mutex<Desk>>,
@@ -160,6 +163,7 @@ impl Context {
         metrics: Metrics,
         events: Events,
         task_retention: Duration,
+        gateways: Arc<Gateways>,
     ) -> Self {
         let desk = Arc::new(Mutex::new(Desk::default()));
         let follow = desk.clone();
@@ -187,6 +191,7 @@ impl Context {
             tasks: Cache::tracked(move |change| lock(&index).observe(change)),
             assignments: Cache::tracked(move |change| lock(&assigned).observe(change)),
             task_retention,
+            gateways,
             roster: Roster::default(),
             desk,
             task_index,
@@ -271,6 +276,9 @@ impl Context {
             let image = self.images.find(namespace, disk.image.as_deref()?)?;
             Some((disk.name.clone(), image))
         });
+        let image = image.and_then(|name| self.images.find(namespace, name));
+        let disk_images: BTreeMap<_, _> = disks.collect();
+        let stored = stored::look_up(self, instance, image.iter().chain(disk_images.values()));
         let find = |name: &str| self.provisioners.find(namespace, name);
         let flaw = match (&provisioner, frozen(instance)) {
             (Some(provisioner), None) => depends::walk(provisioner, &find).err(),
@@ -280,8 +288,9 @@ impl Context {
         References {
             flaw,
             section: section.and_then(|name| self.sections.find("", name)),
-            image: image.and_then(|name| self.images.find(namespace, name)),
-            disk_images: disks.collect(),
+            image,
+            disk_images,
+            stored,
             parent: self.launch_parent(instance),
             source: self.clone_source(instance),
             namesakes: self.instances.namesakes(namespace, instance.wire_name()),
@@ -514,11 +523,13 @@ impl Context {
     /// A File changed.
     pub fn file_changed(&self, change: &Change<File>) {
         self.named_changed(&self.files, change, Key::File);
+        self.reference_changed(change);
     }
 
     /// A Group changed.
     pub fn group_changed(&self, change: &Change<Group>) {
         self.named_changed(&self.groups, change, Key::Group);
+        self.reference_changed(change);
     }
 
     /// A Kubernetes node changed: a Host may be on it.
@@ -533,7 +544,7 @@ impl Context {
         }
     }
 
-    /// An Image or a Provisioner changed.
+    /// Something changed that Instances refer to, or that decides whether they may.
     fn reference_changed<K: Cached>(&self, change: &Change<K>) {
         if change.alters_spec() {
             self.wake(&self.desk().unaccepted);
@@ -628,6 +639,7 @@ impl Context {
             self.queue.add(Key::Group(group));
         }
         self.named_changed(&self.users, change, Key::User);
+        self.reference_changed(change);
     }
 
     /// A Task changed.

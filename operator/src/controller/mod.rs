@@ -31,6 +31,7 @@ pub mod placement;
 pub mod pulse;
 pub mod queue;
 pub mod roster;
+pub mod stored;
 pub mod task;
 #[cfg(test)]
 mod testing;
@@ -78,6 +79,10 @@ pub struct Args {
     /// How long finished Tasks are kept: a number with s, m, h or d.
     #[arg(long, env = "VIRTSHELL_TASK_RETENTION", default_value = "7d", value_parser = duration)]
     pub task_retention: Duration,
+    /// URLs under which clients reach the gateway, separated by commas: an Image's URL that leads to a file there is taken
+    /// from the stored File.
+    #[arg(long = "gateway-url", env = "VIRTSHELL_GATEWAY_URLS", value_name = "URL", value_delimiter = ',', value_parser = crate::cluster::http_url)]
+    pub gateway_urls: Vec<reqwest::Url>,
 }
 
 /// `90s`, `15m`, `24h`, `7d`.
@@ -111,6 +116,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let settings = Settings {
         namespace: args.namespace,
         task_retention: args.task_retention,
+        gateways: Arc::new(stored::Gateways::new(&args.gateway_urls)),
     };
     let lead = follow_and_lead(config, settings, me, readiness, metrics);
     tokio::select! {
@@ -124,6 +130,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 struct Settings {
     namespace: String,
     task_retention: Duration,
+    gateways: Arc<stored::Gateways>,
 }
 
 /// Unique per process: the machine, and random bits that tell restarts apart.
@@ -188,6 +195,7 @@ fn start(client: Client, settings: Settings, me: String, metrics: Metrics) -> Jo
         metrics,
         events,
         settings.task_retention,
+        settings.gateways,
     ));
     follow(
         &mut team,

@@ -104,6 +104,64 @@ fn what_is_missing_is_named_in_the_words_of_the_rest_api() {
 }
 
 #[test]
+fn urls_that_lead_to_stored_files_are_frozen_as_these() {
+    let image = |url: &str, owner: &str| -> Arc<Image> {
+        object(
+            "Image",
+            "i",
+            json!({"type": "disk", "downloadUrl": url, "owner": owner}),
+        )
+    };
+    let private = json!({"content": {"inline": ""}, "permissions": "rw-------", "owner": "ann"});
+    let refs = |owner: &str, files: &[&'static str]| {
+        let files = files
+            .iter()
+            .map(|name| (*name, object("File", "f-1", private.clone())));
+        References {
+            provisioner: Some(object(
+                "Provisioner",
+                "p",
+                json!({"builder": "https://x/r", "executor": "sh run"}),
+            )),
+            image: Some(image("http://gw/files/disk#part", owner)),
+            disk_images: [("d".to_owned(), image("http://gw/files/disk", owner))].into(),
+            stored: StoredFiles::of(files),
+            ..all()
+        }
+    };
+    let vm = instance(json!({
+        "image": "i", "provisioner": "p", "owner": "ann", "varsFrom": "http://gw/files/vars",
+        "disks": [{"name": "d", "image": "i"}],
+    }));
+    let file = "virtshell://ns/files/f-1";
+    let accepted = accept(&vm, &refs("ann", &["disk", "vars"])).unwrap().resolved;
+    assert_eq!(accepted.image.as_ref().unwrap().url, file);
+    assert_eq!(accepted.disk_images["d"].url, file);
+    assert_eq!(accepted.vars_from, file);
+
+    let (reason, message) = refused(&vm, &refs("eve", &["disk", "vars"]));
+    assert_eq!(
+        (reason, message.as_str()),
+        ("FileForbidden", "eve may not read file disk")
+    );
+    let (reason, message) = refused(&vm, &refs("ann", &["disk"]));
+    assert_eq!(
+        (reason, message.as_str()),
+        ("FileNotFound", "file vars not found")
+    );
+
+    // What it was created with is kept when the files go.
+    let mut edited = vm;
+    edited.status = Some(InstanceStatus {
+        resolved: Some(accepted.clone()),
+        ..InstanceStatus::default()
+    });
+    assert_eq!(accept(&edited, &refs("ann", &[])).unwrap().resolved, accepted);
+    edited.spec.vars_from = None;
+    assert_eq!(accept(&edited, &refs("ann", &[])).unwrap().resolved.vars_from, "");
+}
+
+#[test]
 fn what_nobody_acts_on_is_refused() {
     let builder = |spec: Value| References {
         provisioner: Some(object("Provisioner", "p", spec)),
@@ -120,7 +178,7 @@ fn what_nobody_acts_on_is_refused() {
             "variables elsewhere",
             json!({"image": "i", "provisioner": "p", "varsFrom": "http://x/vars"}),
             builder(json!({"builder": "https://x/r", "executor": "sh run"})),
-            "NotSupported",
+            "UrlRefused",
         ),
         (
             "a cycle",
