@@ -200,6 +200,7 @@ fn metadata(host: &Host, name: &str, namespace: Option<&str>) -> Value {
     metadata
 }
 
+/// Makes an object as it is to be; one that is so already costs a read alone, so a new leader writes nothing anew.
 async fn apply(ctx: &Context, object: &Value) -> Result<(), Error> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let (version, kind) = (text(&object["apiVersion"]), text(&object["kind"]));
@@ -210,6 +211,13 @@ async fn apply(ctx: &Context, object: &Value) -> Result<(), Error> {
         Some(namespace) => Api::namespaced_with(ctx.client.clone(), namespace, &resource),
         None => Api::all_with(ctx.client.clone(), &resource),
     };
+    let present = api
+        .get_opt(&name)
+        .await
+        .map_err(Error::api(format!("read {kind} {name}")))?;
+    if present.is_some_and(|present| has_all(&json!(present), object)) {
+        return Ok(());
+    }
     api.patch(
         &name,
         &PatchParams::apply(MANAGER_CONTROLLER).force(),
@@ -219,6 +227,19 @@ async fn apply(ctx: &Context, object: &Value) -> Result<(), Error> {
     .map_err(Error::api(format!("make {kind} {name}")))?;
     ctx.metrics.wrote("Identity");
     Ok(())
+}
+
+/// Whether `present` says all that `wanted` does. Lists are compared whole.
+fn has_all(present: &Value, wanted: &Value) -> bool {
+    match (present, wanted) {
+        (Value::Object(present), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(field, wanted)| present.get(field).is_some_and(|present| has_all(present, wanted))),
+        (Value::Array(present), Value::Array(wanted)) => {
+            present.len() == wanted.len() && present.iter().zip(wanted).all(|(p, w)| has_all(p, w))
+        }
+        (present, wanted) => present == wanted,
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -244,6 +265,31 @@ mod tests {
         assert_eq!(some[1]["subjects"][0]["namespace"], "sys");
         for object in account(&host, "sys").iter().chain(&some) {
             assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], "u");
+        }
+    }
+    #[test]
+    fn an_object_is_as_wanted_when_it_says_all_of_it() {
+        let wanted = json!({"metadata": {"name": "n"}, "rules": [{"verbs": ["get"]}]});
+        for (rule, present, expected) in [
+            ("the same", wanted.clone(), true),
+            (
+                "with what the server adds",
+                json!({"metadata": {"name": "n", "uid": "u"}, "rules": [{"verbs": ["get"], "apiGroups": [""]}]}),
+                true,
+            ),
+            (
+                "a right too many",
+                json!({"metadata": {"name": "n"}, "rules": [{"verbs": ["get"]}, {"verbs": ["list"]}]}),
+                false,
+            ),
+            (
+                "another right",
+                json!({"metadata": {"name": "n"}, "rules": [{"verbs": ["list"]}]}),
+                false,
+            ),
+            ("no rights", json!({"metadata": {"name": "n"}}), false),
+        ] {
+            assert_eq!(has_all(&present, &wanted), expected, "{rule}");
         }
     }
 }
