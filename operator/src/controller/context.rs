@@ -143,7 +143,7 @@ pub struct Context {
     /// What hosts offer.
     pub roster: Roster,
     desk: Arc<Mutex<Desk>>,
-    task_index: Arc<Mutex<task::Index>>,
+    task_index: Arc<Mutex<task::index::Index>>,
     parts: Arc<Mutex<task::assign::Index>>,
     /// Instances (uid) whose announced Task is known to be there.
     announced: Mutex<HashSet<String>>,
@@ -167,7 +167,7 @@ impl Context {
     ) -> Self {
         let desk = Arc::new(Mutex::new(Desk::default()));
         let follow = desk.clone();
-        let task_index = Arc::new(Mutex::new(task::Index::default()));
+        let task_index = Arc::new(Mutex::new(task::index::Index::default()));
         let index = task_index.clone();
         let parts = Arc::new(Mutex::new(task::assign::Index::default()));
         let assigned = parts.clone();
@@ -209,7 +209,7 @@ impl Context {
     }
 
     /// Unfinished work by Instance.
-    pub fn task_index(&self) -> MutexGuard<'_, task::Index> {
+    pub fn task_index(&self) -> MutexGuard<'_, task::index::Index> {
         lock(&self.task_index)
     }
 

@@ -59,7 +59,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     let mut accepted = accept::accept(&instance, &refs);
     if let Some(launch) = super::launch::of(&instance, &accepted) {
         let again = super::launch::reconcile(ctx, instance.clone(), launch, accepted).await?;
-        let announced = super::task::make_announced(ctx, &instance).await?;
+        let announced = super::task::announced::make(ctx, &instance).await?;
         return Ok([again, announced].into_iter().flatten().min());
     }
     let (instance, placement) = match &mut accepted {
@@ -70,7 +70,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
         Err(_) => (instance, None),
     };
     report(ctx, &instance, &accepted, placement).await?;
-    super::task::make_announced(ctx, &instance).await
+    super::task::announced::make(ctx, &instance).await
 }
 
 /// An Instance that is being deleted waits for its node, unless no node was ever told of it, or its host is gone for good.

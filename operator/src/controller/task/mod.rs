@@ -2,108 +2,41 @@
 //!
 //! [`outcome`] decides; here its answer is carried out: the power of Instances is written to their spec, a half-done REST
 //! delete is finished, the Task's status follows. What is done inside guests, [`guest`] decides and [`assign`] hands to
-//! hosts. Records that clients keep (`manual: true`) are left alone. Finished work is removed after a while.
+//! hosts; [`progress`] is what a Task remembers of its states. Records that clients keep (`manual: true`) are left alone.
+//! Finished work is removed after a while. [`announced`] makes Tasks that REST left out.
 
+pub mod announced;
 pub mod assign;
 pub mod guest;
+pub mod index;
 pub mod outcome;
+mod progress;
 
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::json;
-use virtshell_crds::task::{TargetGeneration, TaskHistory, TaskTarget};
+use virtshell_crds::task::{TargetGeneration, TaskTarget};
 use virtshell_crds::{
-    ANNOTATION_CREATE_TASK, ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, MANAGER_CONTROLLER,
-    PowerState, Task, TaskSpec, TaskState, TaskStatus, launch,
+    ANNOTATION_CREATED_AT, Instance, MANAGER_CONTROLLER, PowerState, Task, TaskState, TaskStatus, launch,
 };
 
-use super::accept;
-use super::cache::{Change, ObjectKey};
+use super::cache::ObjectKey;
 use super::context::Context;
 use super::instance::patch_instance;
 use super::write::{self, Error};
+use index::is_finished;
 use outcome::{Outcome, Standing, Target, Work};
+use progress::{age, begun, cut, moved};
 
 /// How long a change of power may take.
 const POWER_LIMIT: Duration = Duration::from_mins(15);
 /// How long the gateway has for the second half of a request before the controller does it.
 const SECOND_HALF: Duration = Duration::from_secs(5);
-/// Older Instances have had their Task, or nobody waits for it any more.
-const ANNOUNCEMENT: Duration = Duration::from_mins(10);
-/// Previous states that a Task keeps.
-const HISTORY: usize = 100;
-
-/// Unfinished work by the Instances it is done to; follows the cache change by change.
-#[derive(Debug, Default)]
-pub struct Index {
-    by_instance: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
-}
-
-impl Index {
-    /// Follows the cache.
-    pub fn observe(&mut self, change: &Change<Task>) {
-        if let Some(old) = &change.old {
-            let key = ObjectKey::of(&**old);
-            for instance in targets_of(old) {
-                if let Some(tasks) = self.by_instance.get_mut(&instance) {
-                    tasks.remove(&key);
-                    if tasks.is_empty() {
-                        self.by_instance.remove(&instance);
-                    }
-                }
-            }
-        }
-        if let Some(new) = &change.new
-            && !new.spec.manual
-            && !is_finished(new)
-        {
-            for instance in targets_of(new) {
-                self.by_instance
-                    .entry(instance)
-                    .or_default()
-                    .insert(ObjectKey::of(&**new));
-            }
-        }
-    }
-
-    /// Unfinished work on an Instance.
-    #[must_use]
-    pub fn of(&self, instance: &ObjectKey) -> Vec<ObjectKey> {
-        self.by_instance
-            .get(instance)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect()
-    }
-}
-
-fn targets_of(task: &Task) -> Vec<ObjectKey> {
-    let namespace = task.namespace().unwrap_or_default();
-    let targets = task.spec.targets.iter().filter(|t| t.kind == "Instance");
-    targets
-        .map(|target| ObjectKey {
-            namespace: namespace.clone(),
-            name: target.name.clone(),
-        })
-        .collect()
-}
-
-/// Whether it ended and nobody has asked for another try.
-fn is_finished(task: &Task) -> bool {
-    let status = task.status.as_ref();
-    let ended = matches!(
-        status.and_then(|s| s.state),
-        Some(TaskState::Succeeded | TaskState::Failed)
-    );
-    ended && status.and_then(|s| s.observed_retry).unwrap_or_default() >= task.spec.retry
-}
 
 /// Looks at one Task; the answer is when to look again.
 pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
@@ -162,24 +95,6 @@ async fn guests(
     report(ctx, task, status, outcome, now).await?;
     // When it has ended, the change of its status brings it here once more.
     Ok(Some(left.max(Duration::from_secs(1))))
-}
-
-/// The status to work on: as it is, or emptied for another try.
-fn begun(task: &Task, now: Timestamp) -> TaskStatus {
-    let status = task.status.clone().unwrap_or_default();
-    if status.observed_retry.unwrap_or_default() >= task.spec.retry {
-        return status;
-    }
-    TaskStatus {
-        observed_retry: Some(task.spec.retry),
-        state: Some(TaskState::Pending),
-        // The clock of the new try begins.
-        started_at: Some(Time(now)),
-        last_update: Some(Time(now)),
-        history: with_history(&status),
-        conditions: status.conditions,
-        ..TaskStatus::default()
-    }
 }
 
 /// Judges every target, and makes the writes that are due. Generations that this gave are in the status.
@@ -452,12 +367,6 @@ fn limit(task: &Task, work: Work) -> Duration {
     }
 }
 
-fn age(since: Option<&Time>, now: Timestamp) -> Duration {
-    since
-        .and_then(|since| Duration::try_from(now.duration_since(since.0)).ok())
-        .unwrap_or_default()
-}
-
 /// Writes what has become of the Task, if that is news.
 async fn report(
     ctx: &Context,
@@ -489,48 +398,6 @@ async fn report(
     Ok(())
 }
 
-/// The status with another state, and the times that belong to that.
-fn moved(status: TaskStatus, state: TaskState, now: Timestamp) -> TaskStatus {
-    if status.state == Some(state) {
-        return status;
-    }
-    let history = with_history(&status);
-    let now = Time(now);
-    let ended = matches!(state, TaskState::Succeeded | TaskState::Failed);
-    let began = state != TaskState::Pending;
-    TaskStatus {
-        state: Some(state),
-        started_at: status.started_at.or_else(|| began.then(|| now.clone())),
-        finished_at: ended.then(|| now.clone()),
-        last_update: Some(now),
-        history,
-        ..status
-    }
-}
-
-fn with_history(status: &TaskStatus) -> Vec<TaskHistory> {
-    let mut history = status.history.clone();
-    if let (Some(state), Some(at)) = (status.state, status.last_update.clone()) {
-        history.push(TaskHistory {
-            state,
-            at,
-            log: status.log.clone(),
-        });
-    }
-    let surplus = history.len().saturating_sub(HISTORY);
-    history.drain(..surplus);
-    history
-}
-
-/// A log is a summary: at most 4096 characters.
-fn cut(log: String) -> String {
-    if log.chars().count() <= 4096 {
-        log
-    } else {
-        log.chars().take(4096).collect()
-    }
-}
-
 /// Removes what ended long ago.
 async fn expire(ctx: &Context, task: &Task, now: Timestamp) -> Result<Option<Duration>, Error> {
     let ended = task
@@ -555,149 +422,4 @@ async fn expire(ctx: &Context, task: &Task, now: Timestamp) -> Result<Option<Dur
         .map_err(Error::api(format!("remove task {name}")))?;
     ctx.metrics.wrote("Task");
     Ok(None)
-}
-
-/// Makes the Task that a REST create announced on its Instance and then did not make. The answer is when to look again.
-pub async fn make_announced(ctx: &Context, instance: &Instance) -> Result<Option<Duration>, Error> {
-    let Some(name) = instance.annotations().get(ANNOTATION_CREATE_TASK) else {
-        return Ok(None);
-    };
-    let namespace = instance.namespace().unwrap_or_default();
-    let key = ObjectKey {
-        namespace: namespace.clone(),
-        name: name.clone(),
-    };
-    let uid = instance.uid().unwrap_or_default();
-    let age = age(instance.metadata.creation_timestamp.as_ref(), Timestamp::now());
-    if age > ANNOUNCEMENT || ctx.is_announced(&uid) {
-        return Ok(None);
-    }
-    if ctx.tasks.get(&key).is_some() {
-        ctx.set_announced(&uid);
-        return Ok(None);
-    }
-    // A second more than the whole seconds of creation times can hide.
-    let left = (SECOND_HALF + Duration::from_secs(1)).saturating_sub(age);
-    if !left.is_zero() {
-        return Ok(Some(left));
-    }
-    let api: Api<Task> = Api::namespaced(ctx.client.clone(), &namespace);
-    match api
-        .create(&PostParams::default(), &announced(instance, name))
-        .await
-    {
-        Ok(task) => {
-            ctx.metrics.wrote("Task");
-            tracing::info!(
-                task.name = name,
-                instance.name = instance.name_any(),
-                "made a task that was announced and missing"
-            );
-            ctx.stored_task(task);
-        }
-        Err(kube::Error::Api(status)) if status.is_already_exists() => {}
-        Err(error) => return Err(Error::api(format!("make task {name}"))(error)),
-    }
-    ctx.set_announced(&uid);
-    Ok(None)
-}
-
-fn announced(instance: &Instance, name: &str) -> Task {
-    let driver = accept::frozen(instance)
-        .and_then(|r| r.driver)
-        .or(instance.spec.driver);
-    let description = match driver {
-        Some(driver) => format!(
-            "Create a new instance {} using driver {driver}",
-            instance.wire_name()
-        ),
-        None => format!("Create a new instance {}", instance.wire_name()),
-    };
-    let kept = [ANNOTATION_CREATED_BY, ANNOTATION_CREATED_AT];
-    let annotations = kept
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), instance.annotations().get(key)?.clone())));
-    Task {
-        metadata: ObjectMeta {
-            name: Some(name.to_owned()),
-            namespace: instance.namespace(),
-            annotations: Some(annotations.collect()),
-            ..ObjectMeta::default()
-        },
-        spec: TaskSpec {
-            description,
-            type_: "create_instance".to_owned(),
-            targets: vec![TaskTarget {
-                kind: "Instance".to_owned(),
-                name: instance.name_any(),
-                uid: instance.uid(),
-            }],
-            timeout_seconds: 3600,
-            ..TaskSpec::default()
-        },
-        status: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn second(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    #[test]
-    fn history_keeps_what_was_and_times_follow_the_state() {
-        let first = moved(TaskStatus::default(), TaskState::Pending, second(1));
-        assert_eq!((first.history.len(), first.started_at.clone()), (0, None));
-        let same = moved(first.clone(), TaskState::Pending, second(2));
-        assert_eq!(same, first);
-        let working = moved(
-            TaskStatus {
-                log: "no room".into(),
-                ..first
-            },
-            TaskState::InProgress,
-            second(3),
-        );
-        assert_eq!(working.started_at, Some(Time(second(3))));
-        let done = moved(working, TaskState::Succeeded, second(4));
-        assert_eq!(
-            (done.started_at.clone(), done.finished_at.clone()),
-            (Some(Time(second(3))), Some(Time(second(4))))
-        );
-        let seen: Vec<_> = done
-            .history
-            .iter()
-            .map(|h| (h.state, h.at.0, h.log.as_str()))
-            .collect();
-        assert_eq!(
-            seen,
-            [
-                (TaskState::Pending, second(1), "no room"),
-                (TaskState::InProgress, second(3), "no room")
-            ]
-        );
-    }
-
-    #[test]
-    fn another_try_starts_empty_but_remembers() {
-        let task: Task = serde_json::from_value(json!({
-            "apiVersion": "virtshell.io/v1alpha1", "kind": "Task", "metadata": {"name": "t", "uid": "u"},
-            "spec": {"description": "d", "type": "start_instance", "retry": 1},
-            "status": {"state": "Failed", "log": "no", "lastUpdate": "2026-01-01T00:00:00Z", "finishedAt": "2026-01-01T00:00:00Z",
-                       "generations": [{"name": "a", "generation": 3}]},
-        }))
-        .unwrap();
-        assert!(!is_finished(&task));
-        let status = begun(&task, second(9));
-        assert_eq!(
-            (status.state, status.observed_retry),
-            (Some(TaskState::Pending), Some(1))
-        );
-        assert!(status.generations.is_empty() && status.finished_at.is_none());
-        assert_eq!(status.history[0].log, "no");
-        assert_eq!(token(&task), "u-1");
-    }
 }
