@@ -3,17 +3,14 @@
 //! Nothing here decides. A change of one object puts every object in line whose answer it could alter; the reconcile
 //! then looks at everything anew.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::Node;
 use kube::{Client, ResourceExt};
 use tokio::time::Instant;
-use virtshell_crds::condition::{ACCEPTED, IMAGE_READY, READY, SCHEDULED};
-use virtshell_crds::file::FileContent;
 use virtshell_crds::{
     Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User,
     launch, resolve,
@@ -30,6 +27,7 @@ use super::ledger;
 use super::metrics::Metrics;
 use super::pulse::Pulse;
 use super::queue::Queue;
+use super::room;
 use super::roster::{Offer, Roster};
 use super::stored::{self, Gateways};
 use super::task;
@@ -60,6 +58,8 @@ pub enum Key {
     Task(ObjectKey),
     /// A File.
     File(ObjectKey),
+    /// The room on a Host, for those who wait for it.
+    Room(ObjectKey),
 }
 
 impl Key {
@@ -77,6 +77,7 @@ impl Key {
             Self::Group(_) => "Group",
             Self::Task(_) => "Task",
             Self::File(_) => "File",
+            Self::Room(_) => "Room",
         }
     }
 
@@ -93,7 +94,8 @@ impl Key {
             | Self::User(key)
             | Self::Group(key)
             | Self::Task(key)
-            | Self::File(key) => key,
+            | Self::File(key)
+            | Self::Room(key) => key,
         }
     }
 }
@@ -427,8 +429,7 @@ impl Context {
             }
         }
         if moved(|i| i.spec.host.as_deref()) || moved(|i| frozen(i).map(|r| r.environment.as_str())) {
-            // Its clones may wait for that.
-            self.wake(&self.desk().clones);
+            self.wake_clones_of(any);
         }
         self.wake_tasks_on(&key);
         if let Some(provisioner) = &any.spec.provisioner
@@ -452,6 +453,16 @@ impl Context {
         self.tell_of_room();
     }
 
+    /// Those that are to have copies of its disks look again: they go where it is.
+    fn wake_clones_of(&self, source: &Instance) {
+        let desk = self.desk();
+        for name in [source.name_any().as_str(), source.wire_name()] {
+            for key in desk.clones.of(&desk::beside(source, name)) {
+                self.queue.add(Key::Instance(key.clone()));
+            }
+        }
+    }
+
     /// Those that depend on an Instance by this provisioner look again.
     fn wake_dependents_on(&self, namespace: &str, provisioner: &str) {
         let found = self.provisioners.find(namespace, provisioner);
@@ -468,19 +479,18 @@ impl Context {
         }
     }
 
-    /// If a host got more room, those who wait for a host look again.
+    /// Hosts that got more room are offered to those who wait for it; see [`super::room`].
     pub fn tell_of_room(&self) {
-        let mut desk = self.desk();
-        if desk.take_room() {
-            self.wake(&desk.unscheduled);
+        for host in self.desk().take_freed() {
+            self.queue
+                .add_after(Key::Room(cluster_key(&host)), room::GATHERING);
         }
     }
 
     /// The binding of an Instance was not written: its room is free again.
     pub fn forget_assumed(&self, uid: &str) {
-        let mut desk = self.desk();
-        desk.ledger.forget(uid);
-        self.wake(&desk.unscheduled);
+        self.desk().ledger.forget(uid);
+        self.tell_of_room();
     }
 
     /// Puts an object in line, and those whose name it had or took.
@@ -721,89 +731,4 @@ pub fn cluster_key(name: &str) -> ObjectKey {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Bookkeeping is consistent after each of its own calls; a panic elsewhere under the lock leaves it usable.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Conditions of Instances that are read here.
-const READ: [&str; 4] = [ACCEPTED, SCHEDULED, READY, IMAGE_READY];
-
-/// kubectl keeps a copy of the whole object in an annotation.
-fn strip_annotations(annotations: &mut BTreeMap<String, String>) {
-    annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-}
-
-impl Cached for Instance {
-    fn display_name(&self) -> Option<&str> {
-        self.spec.display_name.as_deref()
-    }
-
-    fn strip(&mut self) {
-        // Only which Secret it comes from matters here (for the node's Role); user data is not for us.
-        if let Some(seed) = &mut self.spec.cloud_init {
-            seed.user_data = None;
-            seed.network_data = None;
-        }
-        strip_annotations(self.annotations_mut());
-        // What the node alone knows and reads, and no decision rests on: half of an Instance that runs.
-        if let Some(status) = &mut self.status {
-            status.domain = None;
-            status.interfaces = Vec::new();
-            status.disks = Vec::new();
-            status.timings = None;
-            status.conditions.retain(|c| READ.contains(&c.type_.as_str()));
-            status.conditions.shrink_to_fit();
-        }
-    }
-}
-
-impl Cached for File {
-    fn display_name(&self) -> Option<&str> {
-        self.spec.display_name.as_deref()
-    }
-
-    fn full_name(&self) -> Cow<'_, str> {
-        match self.spec.folder.as_str() {
-            "" => Cow::Borrowed(self.wire_name()),
-            folder => Cow::Owned(format!("{folder}/{}", self.wire_name())),
-        }
-    }
-
-    fn strip(&mut self) {
-        self.spec.content = FileContent::default();
-    }
-}
-
-impl Cached for Lease {}
-
-impl Cached for Node {
-    fn strip(&mut self) {
-        // A node's status lists every image that it has pulled.
-        if let Some(status) = self.status.take() {
-            self.status = Some(NodeStatus {
-                addresses: status.addresses,
-                ..NodeStatus::default()
-            });
-        }
-    }
-}
-
-macro_rules! cached_by_display_name {
-    ($($kind:ty),*) => {$(
-        impl Cached for $kind {
-            fn display_name(&self) -> Option<&str> {
-                self.spec.display_name.as_deref()
-            }
-        }
-    )*};
-}
-cached_by_display_name!(Host, Section, Environment, Image, Provisioner, User, Group);
-
-impl Cached for Task {}
-
-impl Cached for TaskAssignment {
-    fn strip(&mut self) {
-        // Up to 512 KiB each, for those who ask for the Task through REST.
-        for result in self.status.iter_mut().flat_map(|s| &mut s.results) {
-            result.output = String::new();
-        }
-    }
 }

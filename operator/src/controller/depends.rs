@@ -22,7 +22,7 @@ use super::cache::{Cached, ObjectKey};
 use super::context::Context;
 use super::desk;
 use super::events::Level;
-use super::instance::Placement;
+use super::schedule::Placement;
 use super::write::Error;
 
 /// Reason of `Scheduled=False` while a dependency is on its way.

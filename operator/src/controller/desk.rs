@@ -1,7 +1,7 @@
 //! What is known of all Instances together: who takes what where, who waits for what. It follows the Instance cache change
 //! by change, so that no look at one object has to go through the others.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use virtshell_crds::Instance;
 use virtshell_crds::condition::{self, ACCEPTED, SCHEDULED};
@@ -12,6 +12,7 @@ use super::depends;
 use super::index::Index;
 use super::launch::group::parent_of;
 use super::ledger::Ledger;
+use super::room::Waiting;
 
 /// The bookkeeping.
 #[derive(Default)]
@@ -22,8 +23,8 @@ pub struct Desk {
     pub unaccepted: HashSet<ObjectKey>,
     /// Those without `Scheduled=True`.
     pub unscheduled: HashSet<ObjectKey>,
-    /// Those among them that are clones.
-    pub clones: HashSet<ObjectKey>,
+    /// Those among them that are clones, by the Instance that they name as their source.
+    pub clones: Index<ObjectKey>,
     /// Children of launch parents, by the parent's uid.
     pub children: Index<String>,
     /// By the host in their spec.
@@ -34,14 +35,14 @@ pub struct Desk {
     pub made_by: Index<ObjectKey>,
     /// Those that look at what they depend on, by the Provisioners of that.
     pub depending_on: Index<ObjectKey>,
-    /// A host got more room since this was last taken.
-    room: bool,
+    /// Those that no host had room for when they last looked.
+    waiting: HashMap<ObjectKey, Waiting>,
 }
 
 impl Desk {
     /// Follows the cache.
     pub fn observe(&mut self, change: &Change<Instance>) {
-        self.room |= self.ledger.observe(change);
+        self.ledger.observe(change);
         let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
             return;
         };
@@ -75,16 +76,42 @@ impl Desk {
         );
         let unscheduled = new.is_some_and(waits_for_host);
         keep(&mut self.unscheduled, &key, unscheduled);
-        keep(
-            &mut self.clones,
-            &key,
-            unscheduled && any.spec.clone_from.is_some(),
-        );
+        if !unscheduled {
+            self.waiting.remove(&key);
+        }
+        let source = |i: &Instance| {
+            let from = i.spec.clone_from.as_ref().filter(|_| waits_for_host(i))?;
+            Some(beside(i, &from.name))
+        };
+        self.clones
+            .observe(&key, old.and_then(source), new.and_then(source));
     }
 
-    /// Whether a host got more room since this was last asked.
-    pub fn take_room(&mut self) -> bool {
-        std::mem::take(&mut self.room)
+    /// An Instance is looked at: whether it waits for room will be seen.
+    pub fn looks_again(&mut self, instance: &ObjectKey) {
+        self.waiting.remove(instance);
+    }
+
+    /// An Instance was refused for what hosts had at this moment.
+    pub fn refused(&mut self, waiting: Waiting) {
+        self.waiting.insert(waiting.instance.clone(), waiting);
+    }
+
+    /// Those that wait for room, the oldest first.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<Waiting> {
+        let mut waiting: Vec<Waiting> = self.waiting.values().cloned().collect();
+        waiting.sort_by(|a, b| (a.since, &a.instance).cmp(&(b.since, &b.instance)));
+        waiting
+    }
+
+    /// The hosts that got more room since this was last asked, when somebody waits for it.
+    pub fn take_freed(&mut self) -> BTreeSet<String> {
+        let freed = self.ledger.take_freed();
+        if self.waiting.is_empty() {
+            return BTreeSet::new();
+        }
+        freed
     }
 }
 

@@ -7,43 +7,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::ResourceExt;
 use kube::api::Api;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use virtshell_crds::condition::{self, ACCEPTED, READY, SCHEDULED, Status};
-use virtshell_crds::{
-    Driver, FINALIZER_DOMAIN, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase,
-};
+use virtshell_crds::{FINALIZER_DOMAIN, Instance, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST, Phase};
 
 use super::accept::{self, Acceptance, Refusal};
 use super::cache::ObjectKey;
 use super::context::Context;
 use super::depends;
 use super::events::Level;
-use super::grouping::Territory;
 use super::ledger;
-use super::placement::{self, Candidate, Request};
-use super::roster::Offer;
+use super::schedule::{Pin, Placement, decide};
 use super::write::{self, Error};
 use crate::status::differs;
 
 /// Reason of `Ready=Unknown` on Instances of a silent host.
 pub const HOST_SILENT: &str = "HostSilent";
-
-/// Where an Instance goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Placement {
-    /// To this host (metadata.name), where it may be already.
-    Placed(String),
-    /// Nowhere for now.
-    Refused {
-        /// One word for the condition.
-        reason: &'static str,
-        /// What keeps it.
-        message: String,
-    },
-}
 
 /// Looks at one Instance; the answer is when to look again.
 pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration>, Error> {
@@ -54,6 +37,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
         super::launch::release(ctx, &instance).await?;
         return release(ctx, &instance).await;
     }
+    ctx.desk().looks_again(key);
     mark_silence(ctx, &instance).await?;
     let refs = ctx.references(&instance);
     let mut accepted = accept::accept(&instance, &refs);
@@ -118,11 +102,17 @@ async fn bind(
     instance: Arc<Instance>,
     acceptance: &Acceptance,
 ) -> Result<(Arc<Instance>, Option<Placement>), Error> {
-    let placement = decide(ctx, &instance, acceptance);
+    let held = instance.finalizers().iter().any(|f| f == FINALIZER_DOMAIN);
+    let mut placement = match final_place(&instance) {
+        Some(host) => Placement::Placed(host.to_owned()),
+        None => decide(ctx, &instance, acceptance, Pin::Users),
+    };
+    if held && matches!(placement, Placement::Refused { .. }) && is_our_choice(ctx, &instance).await? {
+        placement = decide(ctx, &instance, acceptance, Pin::Ours);
+    }
     let Placement::Placed(host) = &placement else {
         return Ok((instance, Some(placement)));
     };
-    let held = instance.finalizers().iter().any(|f| f == FINALIZER_DOMAIN);
     if held && instance.spec.host.as_deref() == Some(host) {
         return Ok((instance, Some(placement)));
     }
@@ -143,134 +133,33 @@ async fn bind(
     }
 }
 
-/// Where the Instance goes. A new place is taken in the ledger at once.
-fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placement {
-    // Placement is final; and a domain that exists somewhere is never made a second time elsewhere.
-    let there = instance.status.as_ref().and_then(|s| s.host.clone());
-    let host = instance.spec.host.clone().or(there);
-    if let (Some(host), true) = (&host, is_scheduled(instance)) {
-        return Placement::Placed(host.clone());
-    }
-    let started = std::time::Instant::now();
-    let placement = match beside_source(ctx, instance, host.as_deref()) {
-        Some(Ok(host)) => check_pinned(ctx, instance, acceptance, &host),
-        Some(Err(refused)) => refused,
-        None => match &host {
-            Some(host) => check_pinned(ctx, instance, acceptance, host),
-            None => choose(ctx, instance, acceptance),
-        },
+/// The host of an Instance whose node has been told of it: placement is final.
+fn final_place(instance: &Instance) -> Option<&str> {
+    let there = instance.status.as_ref().and_then(|s| s.host.as_deref());
+    let host = instance.spec.host.as_deref().or(there);
+    host.filter(|_| is_scheduled(instance))
+}
+
+/// Whether the host in the spec is one that a controller chose, which then did not live to tell the node. The API server knows
+/// who wrote the field; caches do not.
+async fn is_our_choice(ctx: &Context, instance: &Instance) -> Result<bool, Error> {
+    let name = instance.name_any();
+    let stored = api(ctx, instance)
+        .get_metadata(&name)
+        .await
+        .map_err(Error::api(format!("read instance {name}")))?;
+    let same = stored.metadata.resource_version == instance.metadata.resource_version;
+    Ok(same && is_host_ours(stored.metadata.managed_fields.as_deref().unwrap_or_default()))
+}
+
+/// Whether nobody but controllers has written `spec.host`.
+fn is_host_ours(fields: &[ManagedFieldsEntry]) -> bool {
+    let has_host = |entry: &&ManagedFieldsEntry| {
+        let fields = entry.fields_v1.as_ref();
+        fields.is_some_and(|fields| fields.0.pointer("/f:spec/f:host").is_some())
     };
-    let result = match placement {
-        Placement::Placed(_) => "placed",
-        Placement::Refused { .. } => "refused",
-    };
-    ctx.metrics.placed(result, started.elapsed().as_secs_f64());
-    placement
-}
-
-/// The host of a clone: its source's, for the disks are copied there; `None` for what is no clone.
-fn beside_source(
-    ctx: &Context,
-    instance: &Instance,
-    pinned: Option<&str>,
-) -> Option<Result<String, Placement>> {
-    let from = instance.spec.clone_from.as_ref()?;
-    let source = ctx.clone_source(instance);
-    let host = source.and_then(|source| source.spec.host.clone());
-    Some(clone_host(&from.name, host, pinned))
-}
-
-fn clone_host(source: &str, host: Option<String>, pinned: Option<&str>) -> Result<String, Placement> {
-    let refused = |reason, message| Err(Placement::Refused { reason, message });
-    match (host, pinned) {
-        (None, _) => refused("SourceNotPlaced", format!("instance {source} is on no host yet")),
-        (Some(host), Some(pinned)) if host != pinned => refused(
-            "SourceElsewhere",
-            format!("Field host: a clone is made where its source is, on host {host}, not on {pinned}"),
-        ),
-        (Some(host), _) => Ok(host),
-    }
-}
-
-fn choose(ctx: &Context, instance: &Instance, acceptance: &Acceptance) -> Placement {
-    let request = request(instance, acceptance);
-    let environment = ctx.environment_of(instance);
-    let offers = ctx.roster.of(&ctx.hosts);
-    let mut territory = Territory::of(ctx, environment.as_deref());
-    let mut candidates: Vec<Candidate<'_>> = offers
-        .iter()
-        .map(|offer| offer.candidate(territory.reach(offer), request.driver))
-        .collect();
-    with_pulse(ctx, &mut candidates);
-    let uid = instance.uid().unwrap_or_default();
-    let mut desk = ctx.desk();
-    let used = desk.ledger.used_by_others(&uid);
-    for candidate in &mut candidates {
-        candidate.used = used(candidate.name);
-    }
-    drop(used);
-    match placement::place(&request, &candidates) {
-        Ok(host) => {
-            desk.ledger.assume(&uid, host, request.demand);
-            Placement::Placed(host.to_owned())
-        }
-        Err(refusal) => Placement::Refused {
-            reason: "Unschedulable",
-            message: refusal.to_string(),
-        },
-    }
-}
-
-fn check_pinned(ctx: &Context, instance: &Instance, acceptance: &Acceptance, name: &str) -> Placement {
-    let Some(host) = ctx.hosts.get(&super::context::cluster_key(name)) else {
-        return Placement::Refused {
-            reason: "HostNotFound",
-            message: format!("host {name} not found"),
-        };
-    };
-    let request = request(instance, acceptance);
-    let environment = ctx.environment_of(instance);
-    let offer = Offer::of(&host);
-    let reach = Territory::of(ctx, environment.as_deref()).reach(&offer);
-    let mut candidate = [offer.candidate(reach, request.driver)];
-    with_pulse(ctx, &mut candidate);
-    let [mut candidate] = candidate;
-    let uid = instance.uid().unwrap_or_default();
-    let mut desk = ctx.desk();
-    candidate.used = desk.ledger.used_by_others(&uid)(name);
-    match placement::check(&request, &candidate) {
-        Ok(()) => {
-            desk.ledger.assume(&uid, name, request.demand);
-            Placement::Placed(name.to_owned())
-        }
-        Err(unfit) => Placement::Refused {
-            reason: "PinnedHostUnfit",
-            message: placement::explain(&request, name, unfit),
-        },
-    }
-}
-
-fn request<'a>(instance: &Instance, acceptance: &'a Acceptance) -> Request<'a> {
-    let resolved = &acceptance.resolved;
-    let mut demand = ledger::demand(instance);
-    demand.cpus = resolved.cpus.unwrap_or(demand.cpus);
-    demand.memory_mib = resolved.memory_mib.unwrap_or(demand.memory_mib);
-    demand.disk_mib = resolved.disk_mib.unwrap_or_default()
-        + instance.spec.disks.iter().filter_map(|d| d.size_mib).sum::<i64>();
-    Request {
-        environment: &resolved.environment,
-        driver: resolved.driver.unwrap_or(Driver::Kvm),
-        host_type: resolved.host_type.unwrap_or_default(),
-        demand,
-    }
-}
-
-/// Hosts that have not been heard of lately are not ready, whatever they said last.
-fn with_pulse(ctx: &Context, candidates: &mut [Candidate<'_>]) {
-    let (pulse, now) = (ctx.pulse(), Instant::now());
-    for candidate in candidates {
-        candidate.ready &= !pulse.is_silent(candidate.name, now);
-    }
+    let mut owners = fields.iter().filter(has_host).peekable();
+    owners.peek().is_some() && owners.all(|entry| entry.manager.as_deref() == Some(MANAGER_CONTROLLER))
 }
 
 /// Writes the status when it differs, and tells people what changed.

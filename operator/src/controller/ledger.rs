@@ -4,7 +4,7 @@
 //! is still catching up (kube-scheduler's "assumed" pods). Sums are kept up to date: a decision costs nothing per
 //! Instance.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use kube::ResourceExt;
 use virtshell_crds::resolve::{DEFAULT_CPUS, DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB};
@@ -26,6 +26,8 @@ struct Entry {
 pub struct Ledger {
     entries: HashMap<String, Entry>,
     used: HashMap<String, Used>,
+    /// Hosts that have got more room since they were last asked for.
+    freed: BTreeSet<String>,
 }
 
 impl Ledger {
@@ -66,63 +68,60 @@ impl Ledger {
         }
     }
 
-    /// Follows the cache. Returns whether a host has more room than before.
-    pub fn observe(&mut self, change: &Change<Instance>) -> bool {
-        if let (Some(old), Some(new)) = (&change.old, &change.new)
-            && old.metadata.uid != new.metadata.uid
-        {
-            self.remove(&old.uid().unwrap_or_default());
+    /// Follows the cache.
+    pub fn observe(&mut self, change: &Change<Instance>) {
+        let old = change.old.as_ref().and_then(|i| i.uid());
+        let new = change.new.as_ref().and_then(|i| i.uid());
+        if let Some(gone) = old.filter(|old| Some(old) != new.as_ref()) {
+            self.remove(&gone);
         }
-        match &change.new {
-            None => change
-                .old
-                .as_ref()
-                .is_some_and(|old| self.remove(&old.uid().unwrap_or_default())),
-            Some(instance) => {
-                let uid = instance.uid().unwrap_or_default();
-                match bound_host(instance) {
-                    Some(host) => {
-                        // Until the values are frozen, the decision that bound it knows them better.
-                        let demand = match self.entries.get(&uid) {
-                            Some(entry) if !is_resolved(instance) => entry.demand,
-                            Some(_) | None => demand(instance),
-                        };
-                        self.set(
-                            &uid,
-                            Entry {
-                                host: host.to_owned(),
-                                demand,
-                                assumed: false,
-                            },
-                        )
-                    }
-                    None if self.entries.get(&uid).is_some_and(|entry| entry.assumed) => false,
-                    None => self.remove(&uid),
-                }
+        let (Some(uid), Some(instance)) = (new, &change.new) else {
+            return;
+        };
+        let known = self.entries.get(&uid);
+        match bound_host(instance) {
+            Some(host) => {
+                // Until the values are frozen, the decision that bound it knows them better.
+                let demand = known
+                    .filter(|_| !is_resolved(instance))
+                    .map_or_else(|| demand(instance), |entry| entry.demand);
+                let entry = Entry {
+                    host: host.to_owned(),
+                    demand,
+                    assumed: false,
+                };
+                self.set(&uid, entry);
+            }
+            // What was decided is not seen yet.
+            None if known.is_some_and(|entry| entry.assumed) => {}
+            None => self.remove(&uid),
+        }
+    }
+
+    /// The hosts that have got more room since this was last asked.
+    pub fn take_freed(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.freed)
+    }
+
+    fn set(&mut self, uid: &str, entry: Entry) {
+        let (host, demand) = (entry.host.clone(), entry.demand);
+        if let Some(previous) = self.entries.insert(uid.to_owned(), entry) {
+            self.take_off(&previous);
+            if previous.host != host
+                || previous.demand.memory_mib > demand.memory_mib
+                || previous.demand.disk_mib > demand.disk_mib
+            {
+                self.freed.insert(previous.host);
             }
         }
-    }
-
-    fn set(&mut self, uid: &str, entry: Entry) -> bool {
-        let (host, demand) = (entry.host.clone(), entry.demand);
-        let previous = self.entries.insert(uid.to_owned(), entry);
-        let mut freed = false;
-        if let Some(previous) = previous {
-            freed = previous.host != host
-                || previous.demand.memory_mib > demand.memory_mib
-                || previous.demand.disk_mib > demand.disk_mib;
-            self.take_off(&previous);
-        }
         self.used.entry(host).or_default().add(demand);
-        freed
     }
 
-    fn remove(&mut self, uid: &str) -> bool {
-        let Some(entry) = self.entries.remove(uid) else {
-            return false;
-        };
-        self.take_off(&entry);
-        true
+    fn remove(&mut self, uid: &str) {
+        if let Some(entry) = self.entries.remove(uid) {
+            self.take_off(&entry);
+            self.freed.insert(entry.host);
+        }
     }
 
     fn take_off(&mut self, entry: &Entry) {
@@ -173,8 +172,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::controller::placement::{Candidate, Reach, Request, place};
-    use crate::controller::testing::Random;
+    use crate::controller::placement::{Candidate, Request, place};
+    use crate::controller::testing::{Random, roomy};
     use serde_json::json;
     use virtshell_crds::{Driver, HostType};
 
@@ -206,7 +205,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.assume("u", "h", DEMAND);
         let unbound = instance("u", None, 100);
-        assert!(!ledger.observe(&seen(Some(unbound.clone()), None)));
+        ledger.observe(&seen(Some(unbound.clone()), None));
         assert_eq!(
             ledger.used("h").memory_mib,
             100,
@@ -217,7 +216,7 @@ mod tests {
         ledger.forget("u");
         assert_eq!(ledger.used("h").memory_mib, 100, "seen bound: not forgotten");
         assert_eq!(ledger.used_by_others("u")("h"), Used::default());
-        assert!(ledger.observe(&seen(None, Some(bound))));
+        ledger.observe(&seen(None, Some(bound)));
         assert_eq!(ledger.used("h"), Used::default());
         ledger.assume("v", "h", DEMAND);
         ledger.forget("v");
@@ -226,29 +225,30 @@ mod tests {
 
     #[test]
     fn room_appears_when_something_goes_or_shrinks() {
+        let at = |host, memory| Some(instance("u", Some(host), memory));
+        for (rule, old, new, freed) in [
+            ("comes", None, at("h", 100), &[][..]),
+            ("grows", at("h", 100), at("h", 200), &[]),
+            ("shrinks", at("h", 200), at("h", 100), &["h"]),
+            ("moves", at("h", 100), at("g", 100), &["h"]),
+            ("goes", at("h", 100), None, &["h"]),
+        ] {
+            let mut ledger = Ledger::default();
+            ledger.observe(&seen(old.clone(), None));
+            ledger.observe(&seen(new, old));
+            let told: Vec<String> = ledger.take_freed().into_iter().collect();
+            assert_eq!(told, freed, "{rule}");
+            assert!(ledger.take_freed().is_empty(), "{rule}: told once");
+        }
         let mut ledger = Ledger::default();
-        let (big, small) = (instance("u", Some("h"), 200), instance("u", Some("h"), 100));
-        assert!(!ledger.observe(&seen(Some(small.clone()), None)));
-        assert!(!ledger.observe(&seen(Some(big.clone()), Some(small.clone()))));
-        assert!(ledger.observe(&seen(Some(small), Some(big))));
+        ledger.assume("u", "h", DEMAND);
+        ledger.forget("u");
+        assert_eq!(ledger.take_freed().len(), 1, "a binding that was not written");
     }
 
     /// However late the watch shows what was decided, and whatever fails meanwhile, no host gets more than it has.
     #[test]
     fn decisions_that_the_watch_has_not_shown_are_not_made_twice() {
-        let room = |name, used: Used| Candidate {
-            name,
-            reach: Reach::Inside,
-            enabled: true,
-            has_its_name: true,
-            type_: HostType::GeneralPurpose,
-            offers_driver: true,
-            ready: true,
-            has_room: true,
-            memory_mib: 1000,
-            disk_mib: 10_000,
-            used,
-        };
         for seed in 0..500 {
             let random = &mut Random::new(seed);
             let mut ledger = Ledger::default();
@@ -267,7 +267,10 @@ mod tests {
                             host_type: HostType::GeneralPurpose,
                             demand,
                         };
-                        let hosts = ["x", "y"].map(|name| room(name, ledger.used_by_others(&uid)(name)));
+                        let hosts = ["x", "y"].map(|name| Candidate {
+                            used: ledger.used_by_others(&uid)(name),
+                            ..roomy(name, 1000, 10_000)
+                        });
                         let Ok(host) = place(&request, &hosts) else {
                             continue;
                         };

@@ -2,7 +2,7 @@
 //!
 //! Any number of controllers run; [`leader`] makes one of them write. While it leads, [`cache`] follows every kind,
 //! [`context`] puts in line what a change could affect ([`queue`]), and one module per kind looks at it: [`instance`]
-//! ([`accept`] and [`placement`] decide, [`ledger`] keeps the room on hosts), [`host`] ([`pulse`] decides who lives,
+//! ([`accept`] and [`schedule`] decide, [`ledger`] keeps the room on hosts, [`room`] offers what becomes free), [`host`] ([`pulse`] decides who lives,
 //! [`identity`](mod@identity) who its agent is, [`guard`] keeps it while it is in use), [`grouping`] (sections and environments), [`user`] (keys, groups).
 //!
 //! ```text
@@ -22,6 +22,7 @@ pub mod host;
 pub mod identity;
 pub mod index;
 pub mod instance;
+pub mod kinds;
 pub mod launch;
 pub mod leader;
 pub mod ledger;
@@ -30,7 +31,9 @@ pub mod node_name;
 pub mod placement;
 pub mod pulse;
 pub mod queue;
+pub mod room;
 pub mod roster;
+pub mod schedule;
 pub mod stored;
 pub mod task;
 #[cfg(test)]
@@ -361,6 +364,7 @@ async fn reconcile(ctx: &Context, key: &Key) -> Result<Option<Duration>, Error> 
         Key::Group(at) => user::reconcile_group(ctx, at).await.map(|()| None),
         Key::Task(at) => task::reconcile(ctx, at).await,
         Key::File(at) => wire_name::reconcile_file(ctx, at).await.map(|()| None),
+        Key::Room(host) => Ok(room::offer(ctx, host)),
     }
 }
 

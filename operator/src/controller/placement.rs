@@ -267,7 +267,7 @@ fn clause(request: &Request<'_>, unfit: &Unfit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controller::testing::Random;
+    use crate::controller::testing::{Random, roomy};
 
     const REQUEST: Request<'static> = Request {
         environment: "e",
@@ -281,19 +281,7 @@ mod tests {
     };
 
     fn host(name: &'static str) -> Candidate<'static> {
-        Candidate {
-            name,
-            reach: Reach::Inside,
-            enabled: true,
-            has_its_name: true,
-            type_: HostType::GeneralPurpose,
-            offers_driver: true,
-            ready: true,
-            has_room: true,
-            memory_mib: 8192,
-            disk_mib: 50_000,
-            used: Used::default(),
-        }
+        roomy(name, 8192, 50_000)
     }
 
     fn with(

@@ -1,5 +1,26 @@
 //! What several tests of the controller use.
 
+use virtshell_crds::HostType;
+
+use super::placement::{Candidate, Reach, Used};
+
+/// A host that can take anything that fits, with nothing on it.
+pub fn roomy(name: &str, memory_mib: i64, disk_mib: i64) -> Candidate<'_> {
+    Candidate {
+        name,
+        reach: Reach::Inside,
+        enabled: true,
+        has_its_name: true,
+        type_: HostType::GeneralPurpose,
+        offers_driver: true,
+        ready: true,
+        has_room: true,
+        memory_mib,
+        disk_mib,
+        used: Used::default(),
+    }
+}
+
 /// Numbers that look random and are the same for the same seed (the `SplitMix64` generator), so that a failure can be run again.
 pub struct Random(u64);
 

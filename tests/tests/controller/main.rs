@@ -5,6 +5,7 @@
 //! - `failover`: several controllers, of which one is killed, stopped or started again.
 //! - `housekeeping`: names, nodes, keys, deletion.
 //! - `launches`: groups of Instances.
+//! - `placing`: room that becomes free, and bindings that nobody was told of.
 //! - `silence`: hosts that are not heard of.
 //! - `tasks`: work that hosts do inside guests.
 
@@ -16,6 +17,7 @@ mod dependencies;
 mod failover;
 mod housekeeping;
 mod launches;
+mod placing;
 mod silence;
 mod tasks;
 mod world;

@@ -1,8 +1,6 @@
 //! A namespace with an Environment and simulated hosts of its own, under one controller for all tests of this binary.
 
 use std::fmt::Debug;
-use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Context;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -13,10 +11,10 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use virtshell_crds::condition::{self, SCHEDULED};
 use virtshell_crds::{HostSpec, Instance, Task, TaskAssignment};
-use virtshell_tests::identity::{SYSTEM, SimulatedNode};
-use virtshell_tests::program::{Program, operator};
+use virtshell_tests::identity::SimulatedNode;
+use virtshell_tests::program::operator;
 use virtshell_tests::wait::SOON;
-use virtshell_tests::{ControlPlane, ports, wait_for};
+use virtshell_tests::{ControlPlane, Controller, wait_for};
 
 /// A namespace with an Environment `e` that has hosts of its own.
 pub struct World {
@@ -222,26 +220,9 @@ fn condition(type_: &str, status: &str, generation: i64) -> Value {
     })
 }
 
-/// The controller with the account and the rights it has in a cluster; one for all tests, ended with this process.
+/// One controller for all tests, ended with this process.
 async fn controller(control_plane: &'static ControlPlane) -> anyhow::Result<()> {
-    static CONTROLLER: OnceCell<Program> = OnceCell::const_new();
-    CONTROLLER
-        .get_or_try_init(async || -> anyhow::Result<Program> {
-            let account = control_plane.account(SYSTEM, "virtshell-controller").await?;
-            let [port] = ports::free()?;
-            let mut command = Command::new(operator()?);
-            command
-                .arg("controller")
-                .arg("--kubeconfig")
-                .arg(&account.kubeconfig)
-                .args(["--listen", &format!("127.0.0.1:{port}")]);
-            let mut program = Program::start("controller", &mut command, control_plane.directory())?;
-            let url = format!("http://127.0.0.1:{port}/readyz");
-            program
-                .wait_until_ready(&url, SOON + Duration::from_secs(30))
-                .await?;
-            Ok(program)
-        })
-        .await?;
-    Ok(())
+    static CONTROLLER: OnceCell<Controller> = OnceCell::const_new();
+    let start = async || Controller::start(control_plane, &operator()?, "controller").await;
+    CONTROLLER.get_or_try_init(start).await.map(drop)
 }

@@ -123,21 +123,3 @@ fn what_was_written_does_not_differ() {
     assert!(!differs(&json!(present.status), &again, &owned));
     assert!(differs(&json!(instance(json!({})).status), &first, &owned));
 }
-
-#[test]
-fn a_clone_goes_where_its_source_is() {
-    let on = |host: &str| Some(host.to_owned());
-    assert_eq!(clone_host("s", on("h"), None), Ok("h".to_owned()));
-    assert_eq!(clone_host("s", on("h"), Some("h")), Ok("h".to_owned()));
-    for (host, pinned, expected) in [
-        (None, None, "SourceNotPlaced"),
-        (None, Some("h"), "SourceNotPlaced"),
-        (on("h"), Some("other"), "SourceElsewhere"),
-    ] {
-        let refused = clone_host("s", host, pinned);
-        assert!(
-            matches!(&refused, Err(Placement::Refused { reason, .. }) if *reason == expected),
-            "{refused:?}"
-        );
-    }
-}

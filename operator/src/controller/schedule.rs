@@ -1,0 +1,202 @@
+//! Where an Instance goes: [`placement`] decides, on what [`super::roster`], [`super::pulse`] and the ledger know of the hosts.
+
+use kube::ResourceExt;
+use tokio::time::Instant;
+use virtshell_crds::instance::Resolved;
+use virtshell_crds::{Driver, Instance};
+
+use super::accept::Acceptance;
+use super::cache::ObjectKey;
+use super::context::{Context, cluster_key};
+use super::desk;
+use super::grouping::Territory;
+use super::ledger;
+use super::placement::{self, Candidate, Request};
+use super::room::Waiting;
+use super::roster::Offer;
+
+/// Where an Instance goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// To this host (metadata.name), where it may be already.
+    Placed(String),
+    /// Nowhere for now.
+    Refused {
+        /// One word for the condition.
+        reason: &'static str,
+        /// What keeps it.
+        message: String,
+    },
+}
+
+/// Whose choice the host in the spec is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// The user's: it is checked, not overridden.
+    Users,
+    /// That of a controller which did not live to say so: no node has been told, so it may be made anew.
+    Ours,
+}
+
+/// Where an Instance that no node has been told of goes. A place is taken in the ledger at once.
+pub fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance, pin: Pin) -> Placement {
+    let started = std::time::Instant::now();
+    let request = request(instance, &acceptance.resolved);
+    let placement = match tie(ctx, instance, pin) {
+        Ok(Some(host)) => check_tied(ctx, instance, &request, host),
+        Ok(None) => choose(ctx, instance, &request),
+        Err(refused) => refused,
+    };
+    let result = match placement {
+        Placement::Placed(_) => "placed",
+        Placement::Refused { .. } => "refused",
+    };
+    ctx.metrics.placed(result, started.elapsed().as_secs_f64());
+    placement
+}
+
+/// The only host for an Instance, if it is not free to go anywhere: a domain that exists somewhere is never made a second time
+/// elsewhere, the disks of a clone are copied where its source is, and a user may name one.
+fn tie(ctx: &Context, instance: &Instance, pin: Pin) -> Result<Option<String>, Placement> {
+    let there = instance.status.as_ref().and_then(|s| s.host.clone());
+    let pinned = instance.spec.host.clone().filter(|_| pin == Pin::Users);
+    let host = there.or(pinned);
+    let Some(from) = &instance.spec.clone_from else {
+        return Ok(host);
+    };
+    let source = ctx.clone_source(instance);
+    let beside = source.and_then(|source| source.spec.host.clone());
+    clone_host(&from.name, beside, host.as_deref()).map(Some)
+}
+
+fn clone_host(source: &str, host: Option<String>, pinned: Option<&str>) -> Result<String, Placement> {
+    let refused = |reason, message| Err(Placement::Refused { reason, message });
+    match (host, pinned) {
+        (None, _) => refused("SourceNotPlaced", format!("instance {source} is on no host yet")),
+        (Some(host), Some(pinned)) if host != pinned => refused(
+            "SourceElsewhere",
+            format!("Field host: a clone is made where its source is, on host {host}, not on {pinned}"),
+        ),
+        (Some(host), _) => Ok(host),
+    }
+}
+
+fn choose(ctx: &Context, instance: &Instance, request: &Request<'_>) -> Placement {
+    let environment = ctx.environment_of(instance);
+    let offers = ctx.roster.of(&ctx.hosts);
+    let mut territory = Territory::of(ctx, environment.as_deref());
+    let mut candidates: Vec<Candidate<'_>> = offers
+        .iter()
+        .map(|offer| offer.candidate(territory.reach(offer), request.driver))
+        .collect();
+    with_pulse(ctx, &mut candidates);
+    let uid = instance.uid().unwrap_or_default();
+    let mut desk = ctx.desk();
+    let used = desk.ledger.used_by_others(&uid);
+    for candidate in &mut candidates {
+        candidate.used = used(candidate.name);
+    }
+    drop(used);
+    match placement::place(request, &candidates) {
+        Ok(host) => {
+            desk.ledger.assume(&uid, host, request.demand);
+            Placement::Placed(host.to_owned())
+        }
+        Err(refusal) => {
+            desk.refused(waiting(instance, request, None));
+            Placement::Refused {
+                reason: "Unschedulable",
+                message: refusal.to_string(),
+            }
+        }
+    }
+}
+
+fn check_tied(ctx: &Context, instance: &Instance, request: &Request<'_>, name: String) -> Placement {
+    let Some(host) = ctx.hosts.get(&cluster_key(&name)) else {
+        return Placement::Refused {
+            reason: "HostNotFound",
+            message: format!("host {name} not found"),
+        };
+    };
+    let environment = ctx.environment_of(instance);
+    let offer = Offer::of(&host);
+    let reach = Territory::of(ctx, environment.as_deref()).reach(&offer);
+    let mut candidate = [offer.candidate(reach, request.driver)];
+    with_pulse(ctx, &mut candidate);
+    let [mut candidate] = candidate;
+    let uid = instance.uid().unwrap_or_default();
+    let mut desk = ctx.desk();
+    candidate.used = desk.ledger.used_by_others(&uid)(&name);
+    match placement::check(request, &candidate) {
+        Ok(()) => {
+            desk.ledger.assume(&uid, &name, request.demand);
+            Placement::Placed(name)
+        }
+        Err(unfit) => {
+            let message = placement::explain(request, &name, unfit);
+            desk.refused(waiting(instance, request, Some(name)));
+            Placement::Refused {
+                reason: "PinnedHostUnfit",
+                message,
+            }
+        }
+    }
+}
+
+fn request<'a>(instance: &Instance, resolved: &'a Resolved) -> Request<'a> {
+    let mut demand = ledger::demand(instance);
+    demand.cpus = resolved.cpus.unwrap_or(demand.cpus);
+    demand.memory_mib = resolved.memory_mib.unwrap_or(demand.memory_mib);
+    demand.disk_mib = resolved.disk_mib.unwrap_or_default()
+        + instance.spec.disks.iter().filter_map(|d| d.size_mib).sum::<i64>();
+    Request {
+        environment: &resolved.environment,
+        driver: resolved.driver.unwrap_or(Driver::Kvm),
+        host_type: resolved.host_type.unwrap_or_default(),
+        demand,
+    }
+}
+
+fn waiting(instance: &Instance, request: &Request<'_>, tie: Option<String>) -> Waiting {
+    Waiting {
+        instance: ObjectKey::of(instance),
+        since: instance.metadata.creation_timestamp.as_ref().map(|at| at.0),
+        environment: desk::environment(instance),
+        tie,
+        driver: request.driver,
+        host_type: request.host_type,
+        demand: request.demand,
+    }
+}
+
+/// Hosts that have not been heard of lately are not ready, whatever they said last.
+fn with_pulse(ctx: &Context, candidates: &mut [Candidate<'_>]) {
+    let (pulse, now) = (ctx.pulse(), Instant::now());
+    for candidate in candidates {
+        candidate.ready &= !pulse.is_silent(candidate.name, now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_goes_where_its_source_is() {
+        let on = |host: &str| Some(host.to_owned());
+        assert_eq!(clone_host("s", on("h"), None), Ok("h".to_owned()));
+        assert_eq!(clone_host("s", on("h"), Some("h")), Ok("h".to_owned()));
+        for (host, pinned, expected) in [
+            (None, None, "SourceNotPlaced"),
+            (None, Some("h"), "SourceNotPlaced"),
+            (on("h"), Some("other"), "SourceElsewhere"),
+        ] {
+            let refused = clone_host("s", host, pinned);
+            assert!(
+                matches!(&refused, Err(Placement::Refused { reason, .. }) if *reason == expected),
+                "{refused:?}"
+            );
+        }
+    }
+}
