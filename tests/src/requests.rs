@@ -21,8 +21,6 @@ struct Request {
     /// With its group, when that is not ours: `leases.coordination.k8s.io`.
     resource: String,
     subresource: String,
-    /// The HTTP status of the answer.
-    code: String,
 }
 
 impl Requests {
@@ -58,7 +56,6 @@ impl Requests {
                 verb: label("verb="),
                 resource,
                 subresource: label("subresource="),
-                code: label("code="),
             };
             // The number is written as a float; counts below 2^53 are exact in one.
             let number: f64 = number.trim().parse().unwrap_or(0.0);
@@ -87,12 +84,6 @@ impl Requests {
     #[must_use]
     pub fn writes(&self, resource: &str) -> u64 {
         self.with(&WRITES, resource)
-    }
-
-    /// Those about `resource` and its subresources that were answered `409 Conflict`.
-    #[must_use]
-    pub fn conflicts(&self, resource: &str) -> u64 {
-        self.count(|r| r.code == "409" && r.resource == resource)
     }
 
     fn count(&self, counts: impl Fn(&Request) -> bool) -> u64 {
@@ -142,7 +133,6 @@ apiserver_request_total{code="200",component="apiserver",dry_run="",group="virts
         );
         let requests = Requests::parse(&after);
         assert_eq!(requests.writes("instances"), 35);
-        assert_eq!(requests.conflicts("instances"), 20);
         assert_eq!(requests.with(&["LIST", "WATCH"], "instances"), 5);
         assert_eq!(
             requests.to_string(),
