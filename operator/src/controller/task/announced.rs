@@ -1,4 +1,4 @@
-//! Tasks that a REST create announced on its Instance, and then did not make.
+//! Tasks that a REST request announced on its Instance and then did not make: the gateway ended between its two writes.
 
 use std::time::Duration;
 
@@ -45,10 +45,16 @@ pub async fn make(ctx: &Context, instance: &Instance) -> Result<Option<Duration>
         return Ok(Some(left));
     }
     let api: Api<Task> = Api::namespaced(ctx.client.clone(), &namespace);
-    match api
-        .create(&PostParams::default(), &announced(instance, name))
-        .await
-    {
+    let source = instance.spec.clone_from.as_ref().map(|from| {
+        let key = ObjectKey {
+            namespace,
+            name: from.name.clone(),
+        };
+        let source = ctx.instances.get(&key);
+        source.map_or_else(|| from.name.clone(), |source| source.wire_name().to_owned())
+    });
+    let task = announced(instance, name, source.as_deref());
+    match api.create(&PostParams::default(), &task).await {
         Ok(task) => {
             ctx.metrics.wrote("Task");
             tracing::info!(
@@ -65,16 +71,19 @@ pub async fn make(ctx: &Context, instance: &Instance) -> Result<Option<Duration>
     Ok(None)
 }
 
-fn announced(instance: &Instance, name: &str) -> Task {
+/// The Task that the gateway would have made; `source` is what a clone is a clone of.
+fn announced(instance: &Instance, name: &str, source: Option<&str>) -> Task {
     let driver = accept::frozen(instance)
         .and_then(|r| r.driver)
         .or(instance.spec.driver);
-    let description = match driver {
-        Some(driver) => format!(
-            "Create a new instance {} using driver {driver}",
-            instance.wire_name()
+    let what = instance.wire_name();
+    let (type_, description) = match (source, driver) {
+        (Some(source), _) => ("clone_instance", format!("Clone instance {source} to {what}")),
+        (None, Some(driver)) => (
+            "create_instance",
+            format!("Create a new instance {what} using driver {driver}"),
         ),
-        None => format!("Create a new instance {}", instance.wire_name()),
+        (None, None) => ("create_instance", format!("Create a new instance {what}")),
     };
     let kept = [ANNOTATION_CREATED_BY, ANNOTATION_CREATED_AT];
     let annotations = kept
@@ -89,7 +98,7 @@ fn announced(instance: &Instance, name: &str) -> Task {
         },
         spec: TaskSpec {
             description,
-            type_: "create_instance".to_owned(),
+            type_: type_.to_owned(),
             targets: vec![TaskTarget {
                 kind: "Instance".to_owned(),
                 name: instance.name_any(),
@@ -99,5 +108,65 @@ fn announced(instance: &Instance, name: &str) -> Task {
             ..TaskSpec::default()
         },
         status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn the_task_is_the_one_that_the_gateway_would_have_made() {
+        let instance = |spec: Value| -> Instance {
+            serde_json::from_value(json!({
+                "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
+                "metadata": {"name": "web-x1", "namespace": "ns", "uid": "u", "annotations": {
+                    ANNOTATION_CREATE_TASK: "task-1", ANNOTATION_CREATED_BY: "me", ANNOTATION_CREATED_AT: "5",
+                    "virtshell.io/modified-by": "other",
+                }},
+                "spec": spec,
+            }))
+            .unwrap()
+        };
+        let clone = json!({"displayName": "web_1", "driver": "lxc", "cloneFrom": {"name": "db-x2"}});
+        for (spec, source, type_, description) in [
+            (
+                json!({"displayName": "web_1", "image": "i", "driver": "lxc"}),
+                None,
+                "create_instance",
+                "Create a new instance web_1 using driver lxc",
+            ),
+            (
+                json!({"displayName": "web_1", "image": "i"}),
+                None,
+                "create_instance",
+                "Create a new instance web_1",
+            ),
+            (
+                clone,
+                Some("db_2"),
+                "clone_instance",
+                "Clone instance db_2 to web_1",
+            ),
+        ] {
+            let task = announced(&instance(spec), "task-1", source);
+            assert_eq!(
+                (task.spec.type_.as_str(), task.spec.description.as_str()),
+                (type_, description)
+            );
+            assert_eq!(
+                (task.name_any(), task.namespace()),
+                ("task-1".to_owned(), Some("ns".to_owned()))
+            );
+            assert_eq!(
+                task.annotations().len(),
+                2,
+                "who asked, and when: {:?}",
+                task.annotations()
+            );
+            assert_eq!(task.spec.targets[0].uid.as_deref(), Some("u"));
+        }
     }
 }
