@@ -3,7 +3,7 @@ SHELL := /bin/bash
 # Where rustup puts cargo; the shell that `make up` installed it from does not know yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down clean clean-cache build test check generate tour bench scale scale-controller
+.PHONY: help up down clean clean-cache build test check generate tour bench bench-gateway scale scale-controller
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,6 +37,9 @@ tour: up ## break what VirtShell must survive, and see what it does (root)
 
 bench: up ## measure VirtShell on this machine beside raw libvirt (root)
 	@. $${VIRTSHELL_STATE_DIR:-.virtshell}/env && cargo run --quiet --release --locked -p virtshell-tests --bin bench
+
+bench-gateway: build ## measure the gateway beside the API server it stands on: reads, writes, memory (needs wrk)
+	@cargo run --quiet --release --locked -p virtshell-tests --bin bench_gateway
 
 scale-controller: build ## measure the controller with ten thousand Instances on a hundred hosts that a model plays
 	@cargo run --quiet --release --locked -p virtshell-tests --bin controller_scale

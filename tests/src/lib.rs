@@ -9,6 +9,7 @@
 //! - [`scale`]: what the benchmarks with many Instances share.
 //! - [`process`]: what a process takes.
 //! - [`system`]: everything, as `hack/up.sh` brings it up.
+//! - [`wrk`]: load on one URL.
 //! - [`fleet`]: many node agents without libvirt, in this process.
 //! - [`farm`]: hosts of their own, each with a libvirt that may be killed.
 //! - [`console`]: the commands that the documents show.
@@ -34,6 +35,7 @@ pub mod schema;
 pub mod system;
 pub mod wait;
 pub mod watchdog;
+pub mod wrk;
 
 pub use control_plane::ControlPlane;
 pub use controller::Controller;

@@ -17,6 +17,10 @@ use super::index::{Cached, Source};
 /// Longest wait between two tries, so that contact is noticed soon after it is possible again.
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 
+/// Objects of one page of a list: enough that pages are few, and little beside what the cache holds.
+// A page is read as text and as a tree before it is objects; of Instances it takes some 20 kB each for a moment.
+const PAGE: u32 = 200;
+
 /// Watches `guarded` into the cache until the process ends; `plain` is the same collection for single reads.
 ///
 /// One object that does not decode is reported and left out; it does not stall the others.
@@ -28,7 +32,7 @@ pub async fn run<K>(
 ) where
     K: Cached + Debug + DeserializeOwned,
 {
-    let events = watcher::watcher(guarded, config);
+    let events = watcher::watcher(guarded, config.page_size(PAGE));
     let mut events = std::pin::pin!(events);
     let mut waits = Waits::default();
     while let Some(event) = events.next().await {
@@ -54,6 +58,7 @@ where
         Event::Init => cache.begin_list(),
         Event::InitApply(object) => put(object, cache, Source::List),
         Event::InitDone => {
+            tracing::debug!(kind = %K::kind(&()), "listed");
             for name in cache.end_list() {
                 tokio::spawn(confirm(name, plain.clone(), cache.clone()));
             }
