@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use kube::Resource;
@@ -40,6 +41,9 @@ pub trait Cached: Resource<DynamicType = ()> + Clone + Send + Sync + 'static {
 /// A further key: the name of an index and a value in it.
 pub type Key = (&'static str, String);
 
+/// A uid, shared by all that lists it.
+type Uid = Arc<str>;
+
 /// Where a version of an object was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -60,14 +64,53 @@ struct Entry<K> {
     unconfirmed: bool,
 }
 
+/// The objects that share a key, in the order of their uids. Most keys have one object: a tree would begin with room for
+/// eleven.
+#[derive(Debug)]
+enum Uids {
+    One(Uid),
+    Several(BTreeSet<Uid>),
+}
+
+impl Uids {
+    fn iter(&self) -> impl Iterator<Item = &Uid> {
+        let (one, several) = match self {
+            Self::One(uid) => (Some(uid), None),
+            Self::Several(uids) => (None, Some(uids)),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
+
+    fn insert(&mut self, uid: &Uid) {
+        match self {
+            Self::One(present) if present == uid => {}
+            Self::One(present) => *self = Self::Several([present.clone(), uid.clone()].into()),
+            Self::Several(uids) => {
+                uids.insert(uid.clone());
+            }
+        }
+    }
+
+    /// Whether any is left.
+    fn remove(&mut self, uid: &str) -> bool {
+        match self {
+            Self::One(present) => **present != *uid,
+            Self::Several(uids) => {
+                uids.remove(uid);
+                !uids.is_empty()
+            }
+        }
+    }
+}
+
 /// Objects of one kind by uid, name and further keys.
 pub struct Index<K> {
-    by_uid: HashMap<String, Entry<K>>,
-    by_wire_name: HashMap<String, BTreeSet<String>>,
-    by_object_name: HashMap<String, String>,
-    by_key: HashMap<Key, BTreeSet<String>>,
+    by_uid: HashMap<Uid, Entry<K>>,
+    by_wire_name: HashMap<Arc<str>, Uids>,
+    by_object_name: HashMap<Box<str>, Uid>,
+    by_key: HashMap<Key, Uids>,
     /// (creation second, wire name, uid): the order of lists.
-    ordered: BTreeMap<(i64, String, String), Arc<K>>,
+    ordered: BTreeMap<(i64, Arc<str>, Uid), Arc<K>>,
     removed: HashMap<String, u64>,
     removals: VecDeque<(u64, String)>,
     epoch: u64,
@@ -100,8 +143,8 @@ impl<K: Cached> Index<K> {
             .as_deref()
             .and_then(|v| v.parse().ok())
             .unwrap_or(0);
-        let uid = meta.uid.clone()?;
-        if self.removed.contains_key(&uid) {
+        let uid: Uid = meta.uid.as_deref()?.into();
+        if self.removed.contains_key(&*uid) {
             return None;
         }
         let epoch = self.epoch;
@@ -118,7 +161,7 @@ impl<K: Cached> Index<K> {
         let name = object.meta().name.clone().unwrap_or_default();
         if let Some(other) = self
             .by_object_name
-            .get(&name)
+            .get(name.as_str())
             .filter(|other| **other != uid)
             .cloned()
         {
@@ -135,7 +178,8 @@ impl<K: Cached> Index<K> {
             .take(&uid)
             .is_none_or(|old| old.unconfirmed || old.epoch < epoch);
         object.project();
-        let object = Arc::new(object);
+        // A copy takes what it needs and no more: what was read has room for what was dropped.
+        let object = Arc::new(object.clone());
         self.insert(&uid, &object);
         self.by_uid.insert(
             uid,
@@ -175,7 +219,7 @@ impl<K: Cached> Index<K> {
     /// the list, or was made and removed while it was read; only the API server knows.
     pub fn end_list(&mut self, at: u64) -> Vec<String> {
         let epoch = self.epoch;
-        let lacking: Vec<String> = self
+        let lacking: Vec<Uid> = self
             .by_uid
             .iter()
             .filter(|(_, entry)| entry.epoch < epoch)
@@ -234,46 +278,46 @@ impl<K: Cached> Index<K> {
         self.by_uid.len()
     }
 
-    fn insert(&mut self, uid: &str, object: &Arc<K>) {
-        let wire = object.full_name().into_owned();
-        self.by_wire_name
-            .entry(wire.clone())
-            .or_default()
-            .insert(uid.to_owned());
+    fn insert(&mut self, uid: &Uid, object: &Arc<K>) {
+        let wire: Arc<str> = object.full_name().into();
+        add_to(&mut self.by_wire_name, wire.clone(), uid);
         if let Some(name) = &object.meta().name {
-            self.by_object_name.insert(name.clone(), uid.to_owned());
+            self.by_object_name.insert(name.as_str().into(), uid.clone());
         }
         for key in object.keys() {
-            self.by_key.entry(key).or_default().insert(uid.to_owned());
+            add_to(&mut self.by_key, key, uid);
         }
         self.ordered
-            .insert((created(object.as_ref()), wire, uid.to_owned()), object.clone());
+            .insert((created(object.as_ref()), wire, uid.clone()), object.clone());
     }
 
     fn take(&mut self, uid: &str) -> Option<Entry<K>> {
-        let entry = self.by_uid.remove(uid)?;
+        let (uid, entry) = self.by_uid.remove_entry(uid)?;
         let object = entry.object.as_ref();
-        let wire = object.full_name().into_owned();
-        remove_from(&mut self.by_wire_name, &wire, uid);
-        if let Some(name) = &object.meta().name
-            && self.by_object_name.get(name).is_some_and(|holder| holder == uid)
+        let wire: Arc<str> = object.full_name().into();
+        remove_from(&mut self.by_wire_name, &wire, &uid);
+        if let Some(name) = object.meta().name.as_deref()
+            && self.by_object_name.get(name).is_some_and(|holder| *holder == uid)
         {
             self.by_object_name.remove(name);
         }
         for key in object.keys() {
-            remove_from(&mut self.by_key, &key, uid);
+            remove_from(&mut self.by_key, &key, &uid);
         }
-        self.ordered.remove(&(created(object), wire, uid.to_owned()));
+        self.ordered.remove(&(created(object), wire, uid));
         Some(entry)
     }
 }
 
-fn remove_from<Q: std::hash::Hash + Eq>(map: &mut HashMap<Q, BTreeSet<String>>, key: &Q, uid: &str) {
-    if let Some(uids) = map.get_mut(key) {
-        uids.remove(uid);
-        if uids.is_empty() {
-            map.remove(key);
-        }
+fn add_to<Q: Hash + Eq>(map: &mut HashMap<Q, Uids>, key: Q, uid: &Uid) {
+    map.entry(key)
+        .and_modify(|uids| uids.insert(uid))
+        .or_insert_with(|| Uids::One(uid.clone()));
+}
+
+fn remove_from<Q: Hash + Eq>(map: &mut HashMap<Q, Uids>, key: &Q, uid: &str) {
+    if map.get_mut(key).is_some_and(|uids| !uids.remove(uid)) {
+        map.remove(key);
     }
 }
 

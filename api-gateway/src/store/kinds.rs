@@ -1,10 +1,12 @@
 //! What each cache keeps of its kind, and by what it finds it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt;
 use virtshell_crds::condition::{self, ACCEPTED};
+use virtshell_crds::instance::{InstanceStatus, Resolved, ResolvedImage};
 use virtshell_crds::{
     ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY, Environment, File, Group, Host,
     Image, Instance, LABEL_LAUNCH_PARENT, Provisioner, Section, Task, TaskAssignment, User, names,
@@ -34,16 +36,25 @@ macro_rules! named {
     };
 }
 
-/// Drops annotations that nothing here reads: kubectl's copy of the manifest is as large as the object.
+/// Drops annotations and labels that nothing here reads: kubectl's copy of the manifest is as large as the object.
 fn slim(object: &mut impl ResourceExt) {
-    object.annotations_mut().retain(|key, _| {
-        [
-            ANNOTATION_CREATED_BY,
-            ANNOTATION_MODIFIED_AT,
-            ANNOTATION_MODIFIED_BY,
-        ]
-        .contains(&key.as_str())
+    let kept = [
+        ANNOTATION_CREATED_BY,
+        ANNOTATION_MODIFIED_AT,
+        ANNOTATION_MODIFIED_BY,
+    ];
+    let meta = object.meta_mut();
+    keep(&mut meta.annotations, &kept);
+    keep(&mut meta.labels, &[LABEL_LAUNCH_PARENT]);
+}
+
+fn keep(map: &mut Option<BTreeMap<String, String>>, keys: &[&str]) {
+    let kept = map.take().map(|mut map| {
+        map.retain(|key, _| keys.contains(&key.as_str()));
+        map
     });
+    // An empty map takes nothing, one with an entry as much as one with eleven.
+    *map = kept.filter(|map| !map.is_empty());
 }
 
 impl Cached for Host {
@@ -115,16 +126,7 @@ impl Cached for Instance {
     fn project(&mut self) {
         slim(self);
         self.spec.cloud_init = None;
-        if let Some(status) = &mut self.status {
-            status.conditions.retain(|c| c.type_ == ACCEPTED);
-            status.disks.clear();
-            status.interfaces.clear();
-            status.timings = None;
-            status.domain = None;
-            if let Some(resolved) = &mut status.resolved {
-                resolved.disk_images.clear();
-            }
-        }
+        self.status = self.status.take().map(shown_status);
     }
 
     fn keys(&self) -> Vec<Key> {
@@ -147,6 +149,47 @@ impl Cached for Instance {
     }
 }
 
+/// The part of a status that routes show or decide by.
+fn shown_status(status: InstanceStatus) -> InstanceStatus {
+    let mut accepted = status.conditions;
+    accepted.retain(|condition| condition.type_ == ACCEPTED);
+    for condition in &mut accepted {
+        condition.reason.clear();
+        condition.message.clear();
+    }
+    InstanceStatus {
+        observed_generation: status.observed_generation,
+        phase: status.phase,
+        host: status.host,
+        power_state: status.power_state,
+        provisioned: status.provisioned,
+        resolved: status.resolved.map(|resolved| Resolved {
+            environment: resolved.environment,
+            driver: resolved.driver,
+            host_type: resolved.host_type,
+            cpus: resolved.cpus,
+            memory_mib: resolved.memory_mib,
+            disk_mib: resolved.disk_mib,
+            launch: resolved.launch,
+            image: resolved.image.map(|image| ResolvedImage {
+                name: image.name,
+                type_: image.type_,
+                url: String::new(),
+                sha256: String::new(),
+                boot: None,
+                timezone: String::new(),
+                ssh_key: String::new(),
+                preseed_url: String::new(),
+            }),
+            ..Resolved::default()
+        }),
+        addresses: status.addresses,
+        tags: status.tags,
+        conditions: accepted,
+        ..InstanceStatus::default()
+    }
+}
+
 impl Cached for Task {
     /// Tasks are addressed by uid alone.
     fn wire_name(&self) -> &str {
@@ -154,6 +197,7 @@ impl Cached for Task {
     }
 
     fn project(&mut self) {
+        self.metadata.labels = None;
         if let Some(status) = &mut self.status {
             status.conditions.clear();
             status.generations.clear();
@@ -244,5 +288,56 @@ impl Cached for Secret {
             .map(|id| (by::ACCESS_KEY, id))
             .into_iter()
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_an_instance_only_what_is_shown_or_decided_by_is_kept() {
+        let mut instance: Instance = serde_json::from_value(json!({
+            "apiVersion": virtshell_crds::API_VERSION, "kind": "Instance",
+            "metadata": {
+                "name": "web", "uid": "u",
+                "labels": {LABEL_LAUNCH_PARENT: "p", "virtshell.io/name": "web"},
+                "annotations": {ANNOTATION_CREATED_BY: "me", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": {"displayName": "web_1", "image": "i", "vars": {"a": "b"}, "cloudInit": {"userData": "#cloud-config"}},
+            "status": {
+                "phase": "Running", "host": "h", "message": "m", "tags": ["t"],
+                "addresses": {"ipv4": ["10.0.0.1"], "ipv6": []},
+                "resolved": {"environment": "e", "cpus": 2, "builder": "b",
+                    "image": {"name": "i", "type": "disk", "url": "https://example.org/i", "sha256": "0"}},
+                "disks": [{"name": "root", "path": "/d", "sizeMiB": 1, "detached": false}],
+                "conditions": [
+                    {"type": "Accepted", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                    {"type": "Ready", "status": "True", "reason": "R", "message": "m", "lastTransitionTime": "2026-01-01T00:00:00Z"},
+                ],
+            },
+        }))
+        .unwrap();
+        instance.project();
+        assert!(instance.is_accepted());
+        let kept = json!(instance);
+        assert_eq!(kept["metadata"]["labels"], json!({LABEL_LAUNCH_PARENT: "p"}));
+        assert_eq!(
+            kept["metadata"]["annotations"],
+            json!({ANNOTATION_CREATED_BY: "me"})
+        );
+        assert_eq!(kept["spec"]["vars"], json!({"a": "b"}));
+        assert!(kept["spec"].get("cloudInit").is_none());
+        assert_eq!(
+            kept["status"],
+            json!({
+                "phase": "Running", "host": "h", "tags": ["t"], "addresses": {"ipv4": ["10.0.0.1"], "ipv6": []},
+                "resolved": {"environment": "e", "cpus": 2, "image": {"name": "i", "type": "disk"}},
+                "conditions": [{"type": "Accepted", "status": "True", "reason": "", "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            })
+        );
     }
 }
