@@ -13,12 +13,11 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use virtshell_crds::{Host, condition};
 
-use crate::identity::SYSTEM;
 use crate::kubectl::Outcome;
-use crate::program::{self, Program};
+use crate::program;
 use crate::system::without_cargo;
 use crate::watchdog::Watchdog;
-use crate::{ControlPlane, leftovers, ports, repository, wait_for};
+use crate::{ControlPlane, Controller, leftovers, repository, wait_for};
 
 /// The namespace that has what Instances of a farm need: the Environment "default" and the Image [`IMAGE`].
 pub const NAMESPACE: &str = "virtshell";
@@ -31,7 +30,7 @@ const STARTS: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub struct Farm {
     hosts: Vec<PrivateHost>,
-    _controller: Program,
+    controllers: Vec<Controller>,
     control_plane: ControlPlane,
 }
 
@@ -41,24 +40,12 @@ impl Farm {
     /// # Errors
     /// When a part does not start; the message carries what it said.
     pub async fn start(names: &[&str]) -> Result<Self> {
-        let operator = program::operator()?;
         let control_plane = ControlPlane::start()?;
-        let account = control_plane.account(SYSTEM, "virtshell-controller").await?;
-        let [port] = ports::free()?;
-        let listen = format!("127.0.0.1:{port}");
-        let mut command = Command::new(&operator);
-        command
-            .arg("controller")
-            .arg("--kubeconfig")
-            .arg(&account.kubeconfig);
-        command.args(["--namespace", SYSTEM, "--listen", &listen]);
-        let mut controller = Program::start("controller", &mut command, control_plane.directory())?;
-        controller
-            .wait_until_ready(&format!("http://{listen}/readyz"), STARTS)
-            .await?;
         let mut farm = Self {
             hosts: Vec::new(),
-            _controller: controller,
+            controllers: vec![
+                Controller::start(&control_plane, &program::operator()?, "controller-1").await?,
+            ],
             control_plane,
         };
         farm.furnish()?;
@@ -130,6 +117,23 @@ impl Farm {
     pub fn host(&self, name: &str) -> &PrivateHost {
         let found = self.hosts.iter().find(|host| host.name == name);
         found.expect("the farm has a host of this name")
+    }
+
+    /// Starts another controller, which waits to lead.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn add_controller(&mut self) -> Result<&Controller> {
+        let name = format!("controller-{}", self.controllers.len() + 1);
+        let controller = Controller::start(&self.control_plane, &program::operator()?, &name).await?;
+        self.controllers.push(controller);
+        self.controllers.last().context("it was pushed")
+    }
+
+    /// The controllers, in the order in which they were started.
+    #[must_use]
+    pub fn controllers(&self) -> &[Controller] {
+        &self.controllers
     }
 
     /// The control plane that they share.

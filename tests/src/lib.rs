@@ -22,6 +22,7 @@ pub mod control_plane;
 pub mod controller;
 pub mod farm;
 pub mod fleet;
+pub mod guests;
 pub mod identity;
 pub mod kubectl;
 pub mod leftovers;

@@ -1,16 +1,17 @@
 //! What stories share: the farm, and words to tell them with.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
 use virtshell_crds::{Host, Instance};
-use virtshell_tests::farm::{Farm, IMAGE, NAMESPACE, PrivateHost};
+use virtshell_tests::farm::{Farm, NAMESPACE, PrivateHost};
+use virtshell_tests::guests::Seen;
+pub use virtshell_tests::guests::{blank, domain, guest, is_ready, said, with};
 use virtshell_tests::{Requests, level, wait_for};
 
 /// The host that stories play on.
@@ -244,77 +245,6 @@ impl Story {
     }
 }
 
-/// A small real guest.
-pub fn guest() -> Value {
-    json!({"image": IMAGE, "driver": "qemu", "cpus": 1, "maxCpus": 1, "memoryMiB": 128, "diskMiB": 256, "shutdownGraceSeconds": 0})
-}
-
-/// A machine with an empty disk: its firmware finds nothing to boot and stands still, so it costs next to nothing.
-pub fn blank() -> Value {
-    json!({"blank": true, "driver": "qemu", "cpus": 1, "maxCpus": 1, "memoryMiB": 32, "diskMiB": 16, "shutdownGraceSeconds": 0})
-}
-
-/// A spec with other values.
-pub fn with(mut spec: Value, more: Value) -> Value {
-    if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
-        spec.extend(more);
-    }
-    spec
-}
-
-/// "True Running: message" of a condition; empty when it is not said.
-pub fn said(instance: &Instance, type_: &str) -> String {
-    conditions(instance).remove(type_).unwrap_or_default()
-}
-
-fn conditions(instance: &Instance) -> BTreeMap<String, String> {
-    let conditions = instance.status.iter().flat_map(|status| &status.conditions);
-    conditions
-        .map(|c| {
-            (
-                c.type_.clone(),
-                format!("{} {}: {}", c.status, c.reason, c.message),
-            )
-        })
-        .collect()
-}
-
-pub fn is_ready(instance: &Instance) -> bool {
-    let status = instance.status.as_ref();
-    status.is_some_and(|s| {
-        s.observed_generation == instance.metadata.generation
-            && s.conditions.iter().any(|c| {
-                c.type_ == "Ready"
-                    && c.status == "True"
-                    && c.observed_generation == instance.metadata.generation
-            })
-    })
-}
-
-/// libvirt's name of an Instance's domain.
-pub fn domain(instance: &Instance) -> Result<String> {
-    let domain = instance.status.as_ref().and_then(|s| s.domain.as_ref());
-    let domain = domain.with_context(|| format!("{} has no domain", instance.name_any()))?;
-    ensure!(!domain.name.is_empty(), "a domain has a name");
-    Ok(domain.name.clone())
-}
-
 fn names(list: impl IntoIterator<Item = Instance>) -> Vec<String> {
     list.into_iter().map(|instance| instance.name_any()).collect()
-}
-
-/// An Instance as the message of a failed wait shows it.
-struct Seen(Instance);
-
-impl std::fmt::Debug for Seen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let status = self.0.status.as_ref();
-        f.debug_struct("Instance")
-            .field("generation", &self.0.metadata.generation)
-            .field("phase", &status.and_then(|s| s.phase))
-            .field("powerState", &status.and_then(|s| s.power_state))
-            .field("restartRequired", &status.map(|s| &s.restart_required))
-            .field("conditions", &conditions(&self.0))
-            .finish_non_exhaustive()
-    }
 }
