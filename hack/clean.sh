@@ -72,7 +72,7 @@ no_instances() { [[ -z $(kubectl_ get instances -A --field-selector "spec.host=$
 # delete_applied: from a cluster of others. Definitions go only when we brought them, for with them goes every object of their kinds.
 delete_applied() {
     kubectl_ -n "$NAMESPACE" delete --ignore-not-found --wait=false instance/hello-kubectl instance/hello-rest
-    kubectl_ -n "$NAMESPACE" delete --ignore-not-found user/tester secret/user-tester image/debian-guest image/debian-root environment/default
+    kubectl_ -n "$NAMESPACE" delete --ignore-not-found user/tester secret/user-tester image/debian-guest image/debian-{root,git} environment/default
     kubectl_ delete --ignore-not-found "host/$HOST_NAME" section/default "clusterrolebinding/virtshell-host-$HOST_NAME"
     kubectl_ -n "$SYSTEM_NAMESPACE" delete --ignore-not-found "serviceaccount/virtshell-host-$HOST_NAME" "lease/virtshell-host-$HOST_NAME"
     [[ -z $(remembered made-definitions '') ]] || kubectl delete --ignore-not-found --timeout=60s -k "$REPO/manifests/local"

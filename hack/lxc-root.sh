@@ -2,15 +2,18 @@
 # Builds a root file system for libvirt's LXC containers and prints the path of its tar.gz.
 #
 #   hack/lxc-root.sh                        busybox: 1 MB, unpacked in no time
+#   hack/lxc-root.sh --git                  the same with Git, and a repository in /srv/builder.git: what manifests/samples builds from
 #   hack/lxc-root.sh --debian [PACKAGE...]  a minimal Debian 12 with these packages besides (root, about 30 s)
 #
-# Both have the same first process, /sbin/init (hack/guest/lxc): DHCP on every eth*, the NoCloud
+# All have the same first process, /sbin/init (hack/guest/lxc): DHCP on every eth*, the NoCloud
 # seed from /var/lib/cloud/seed/nocloud, a shell on the console, libvirt's shutdown and reboot.
 # Built once per set of inputs under ${VIRTSHELL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/virtshell}/images/.
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
 readonly SUITE=bookworm
+# Git clones over file, git and ssh with its main program alone; the others bring the libraries that it links to.
+readonly GIT_PACKAGES=(git libc6 libpcre2-8-0 zlib1g)
 # What our init needs in a Debian that has no init of its own.
 readonly DEBIAN_PACKAGES=(busybox-static iproute2 hostname)
 
@@ -28,7 +31,7 @@ require() { command -v "$1" >/dev/null || die "$1 is missing" "apt-get install $
 
 # Names one result: equal inputs, equal root.
 inputs_hash() {
-    { cat "${BASH_SOURCE[0]}"; tar -C "$root/hack/guest" --sort=name --mtime=@0 --owner=0 --group=0 -c common lxc; printf '%s\n' "$@"; } |
+    { cat "${BASH_SOURCE[0]}"; tar -C "$root/hack/guest" --sort=name --mtime=@0 --owner=0 --group=0 -c common lxc builder; printf '%s\n' "$@"; } |
         sha256sum | cut -c 1-16
 }
 
@@ -62,6 +65,27 @@ busybox_tree() {
     printf 'ID=virtshell-container\nID_LIKE=debian\nNAME="VirtShell container"\nPRETTY_NAME="VirtShell container (busybox)"\nVERSION_ID=12\n' >"$tree/etc/os-release"
 }
 
+git_tree() {
+    local tree=$1 author=(-c user.name=VirtShell -c user.email=virtshell@example.org) name
+    busybox_tree "$tree"
+    apt-get -qq -o APT::Sandbox::User=root download "${GIT_PACKAGES[@]}" >&2 ||
+        die "Debian's git cannot be fetched" "apt-get update, and look at the network"
+    for name in "${GIT_PACKAGES[@]}"; do dpkg-deb --extract "$name"_*.deb packages; done
+    mkdir -p "$tree"/usr/{lib,lib64,lib/x86_64-linux-gnu,share/git-core/templates}
+    for name in lib lib64; do ln -s "usr/$name" "$tree/$name"; done
+    cp packages/usr/bin/git "$tree/usr/bin/"
+    # What a clone from a file starts on the other side.
+    ln -s git "$tree/usr/bin/git-upload-pack"
+    cp -L packages/lib64/ld-linux-x86-64.so.2 "$tree/usr/lib64/"
+    cp -L packages/lib/x86_64-linux-gnu/{libc.so.6,libz.so.1} packages/usr/lib/x86_64-linux-gnu/libpcre2-8.so.0 "$tree/usr/lib/x86_64-linux-gnu/"
+    mkdir -p "$tree/srv" repository
+    cp "$root"/hack/guest/builder/* repository
+    git -C repository init --quiet --initial-branch main
+    git -C repository add .
+    git -C repository "${author[@]}" commit --quiet --message "A website and its database"
+    git clone --quiet --bare repository "$tree/srv/builder.git"
+}
+
 debian_tree() {
     local tree=$1 include
     shift
@@ -91,6 +115,12 @@ main() {
     local kind=busybox inputs result
     case ${1:-} in
         "") inputs=$(apt-get download --print-uris busybox-static) || die "apt knows no package busybox-static" "apt-get update" ;;
+        --git)
+            kind=git
+            require git git
+            inputs=$(apt-get download --print-uris busybox-static "${GIT_PACKAGES[@]}") || die "apt does not know all of: ${GIT_PACKAGES[*]}" "apt-get update"
+            shift
+            ;;
         --debian)
             kind=debian
             shift

@@ -102,6 +102,7 @@ make_data_dir() {
 images() {
     GUEST_IMAGE=$("$REPO/hack/guest-image.sh")
     GUEST_ROOT=$("$REPO/hack/lxc-root.sh")
+    GIT_ROOT=$("$REPO/hack/lxc-root.sh" --git)
 }
 
 # definitions: before the policies, for the API server takes up to 30 s to find a new definition that one of them names, and refuses
@@ -188,6 +189,11 @@ apiVersion: virtshell.io/v1alpha1
 kind: Image
 metadata: {name: debian-root, namespace: $NAMESPACE}
 spec: {type: lxc-container, downloadUrl: "file://$GUEST_ROOT", details: A small root file system for system containers}
+---
+apiVersion: virtshell.io/v1alpha1
+kind: Image
+metadata: {name: debian-git, namespace: $NAMESPACE}
+spec: {type: lxc-container, downloadUrl: "file://$GIT_ROOT", details: "The same with Git, and a repository to build from"}
 ---
 apiVersion: v1
 kind: Secret
