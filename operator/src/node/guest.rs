@@ -42,6 +42,8 @@ pub struct GuestView {
     pub since: Option<Moment>,
     /// Its interfaces.
     pub interfaces: Vec<GuestInterface>,
+    /// Whether its agent said so; else libvirt's leases do.
+    pub said_by_agent: bool,
 }
 
 /// The watchers, by uid.
@@ -169,7 +171,8 @@ impl Watcher {
             if self.watch.has_agent {
                 view = self.ask_agent(view, &clock).await;
             }
-            if !complete || now >= asked + ADDRESSES {
+            let silent = view.said_by_agent && view.agent != Some(true);
+            if !complete || silent || now >= asked + ADDRESSES {
                 asked = now;
                 view = self.ask_addresses(view).await;
             }
@@ -233,8 +236,12 @@ impl Watcher {
         };
         match found {
             Ok(mut interfaces) => {
-                interfaces.sort_by(|a, b| a.mac.cmp(&b.mac));
-                view.interfaces = interfaces;
+                let by_agent = view.agent == Some(true);
+                // Without a lease, what the agent said last is still the best that is known for people.
+                if by_agent || !interfaces.is_empty() || !view.said_by_agent {
+                    interfaces.sort_by(|a, b| a.mac.cmp(&b.mac));
+                    (view.interfaces, view.said_by_agent) = (interfaces, by_agent);
+                }
             }
             Err(error) => tracing::debug!(
                 instance.uid = self.watch.uid,

@@ -66,9 +66,15 @@ impl Signs {
         Self {
             domain_type: type_.and_then(|d| all.into_iter().find(|t| t.as_str() == d.type_)),
             agent: view.agent,
+            // What a guest says of itself may be another's address: commands go where libvirt's leases lead.
             address: addresses()
+                .filter(|_| !view.said_by_agent)
                 .filter_map(|i| i.ipv4.first())
-                .chain(addresses().filter_map(|i| i.ipv6.first()))
+                .chain(
+                    addresses()
+                        .filter(|_| !view.said_by_agent)
+                        .filter_map(|i| i.ipv6.first()),
+                )
                 .next()
                 .cloned(),
             key: context.ssh_key.is_some(),
