@@ -70,8 +70,9 @@ pub async fn run(
     };
     let status = match tokio::time::timeout(deadline, work).await {
         Ok(status) => {
+            let status = status?;
             group.0 = None;
-            Some(status?)
+            Some(status)
         }
         Err(_) => None,
     };

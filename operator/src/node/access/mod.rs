@@ -34,6 +34,8 @@ use super::observed::{DomainState, Power};
 
 /// How long libvirt may take to answer for itself.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the removal of what could not be written may take.
+const CLEANING: Duration = Duration::from_secs(10);
 /// Bytes of a complaint about a file that are kept.
 const COMPLAINT: usize = 512;
 
@@ -145,7 +147,15 @@ impl Guest {
             Channel::Namespaces => namespaces::upload(self, at, content, until(end)).await,
             Channel::Ssh(address) => ssh::upload(self, address, at, content, until(end)).await,
         };
-        uploaded.map_err(|error| error.at(file.path))?;
+        if let Err(error) = uploaded {
+            // What a guest has no room for must not go on taking it.
+            let clean = Command {
+                text: format!("rm -f {}", quoted(&unfinished)),
+                ..Command::default()
+            };
+            let _ = self.run(&clean, CLEANING).await;
+            return Err(error.at(file.path));
+        }
         self.succeed(finish(file, &unfinished), file.path, until(end))
             .await
     }
