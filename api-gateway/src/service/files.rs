@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::stream::{BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
+use virtshell_crds::file_ref::file_of;
 use virtshell_crds::{File, FileContent, FileSpec, names as derived};
 
 use super::error::object_name;
@@ -61,6 +62,22 @@ impl Service {
         })?;
         permit(caller, verb, file.as_ref())?;
         Ok(file)
+    }
+
+    /// Refuses URLs that lead to stored files which the caller may not read: whoever boots from a file has its content.
+    ///
+    /// The host does not count: under which addresses clients reach the gateway is not known here.
+    pub(super) fn permit_urls<'a>(
+        &self,
+        caller: &Caller,
+        urls: impl IntoIterator<Item = &'a String>,
+    ) -> Result<(), ServiceError> {
+        for name in urls.into_iter().filter_map(|url| file_of(url)) {
+            if let Ok(Some(file)) = self.look_up_file(&name) {
+                permit(caller, Verb::Read, file.as_ref())?;
+            }
+        }
+        Ok(())
     }
 
     /// The file that a value of the input names, in the same ways.

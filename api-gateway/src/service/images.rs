@@ -44,6 +44,11 @@ pub struct ImageChange {
 }
 
 impl ImageChange {
+    fn urls(&self) -> impl Iterator<Item = &String> {
+        let urls = [&self.download_url, &self.container_resource, &self.preseed_url];
+        urls.into_iter().flatten()
+    }
+
     fn apply(self, spec: &mut ImageSpec) {
         put(&mut spec.type_, self.image_type);
         set(&mut spec.download_url, self.download_url);
@@ -76,6 +81,7 @@ impl Service {
         self.check_new_name::<Image>(name)?;
         let type_ = change.image_type.ok_or(ServiceError::Missing(Field::Type))?;
         checked_permissions(change.permissions.as_ref())?;
+        self.permit_urls(caller, change.urls())?;
         let (owner, group) = self.ownership_of_new(caller, &change.ownership)?;
         change.ownership = Ownership { owner, group };
         self.create(caller, name, |metadata| {
@@ -97,6 +103,7 @@ impl Service {
     ) -> Result<(), ServiceError> {
         keeps_name(change.name.as_ref(), image.wire_name())?;
         checked_permissions(change.permissions.as_ref())?;
+        self.permit_urls(caller, change.urls())?;
         change.ownership = self.ownership_of_changed(caller, image.as_ref(), &change.ownership)?;
         self.change(caller, image, Decision::Stands, |image| {
             change.clone().apply(&mut image.spec);

@@ -75,6 +75,7 @@ impl Service {
     ) -> Result<Arc<Task>, ServiceError> {
         let permissions = checked_permissions(wanted.permissions.as_ref())?;
         self.check_new_name::<Instance>(name)?;
+        self.permit_urls(caller, wanted.vars_url())?;
         let environment = self.usable_environment(caller, wanted.environment.as_deref())?;
         let provisioner = self.usable_provisioner(caller, &wanted)?;
         let (owner, group) = self.ownership_of_new(caller, &wanted.ownership)?;
@@ -134,6 +135,7 @@ impl Service {
         let name = instance.wire_name().to_owned();
         keeps_name(wanted.name.as_ref(), &name)?;
         checked_permissions(wanted.permissions.as_ref())?;
+        self.permit_urls(caller, wanted.vars_url())?;
         self.check_fixed(instance, &wanted)?;
         wanted.ownership = self.ownership_of_changed(caller, instance.as_ref(), &wanted.ownership)?;
         let before = self.effective(instance);
@@ -383,6 +385,15 @@ impl Service {
                 .map(|o| uid(o.as_ref()).to_owned())
         });
         ids[0].is_some() && ids[0] == ids[1]
+    }
+}
+
+impl InstanceChange {
+    fn vars_url(&self) -> Option<&String> {
+        match &self.vars {
+            Some(Vars::From(url)) => Some(url),
+            Some(Vars::Given(_)) | None => None,
+        }
     }
 }
 

@@ -198,7 +198,15 @@ impl Service {
         wanted: &Ownership,
     ) -> Result<(Option<String>, Option<String>), ServiceError> {
         let owner = match &wanted.owner {
-            Some(owner) => Some(self.reference::<User>(owner)?.wire_name().to_owned()),
+            Some(owner) => {
+                let owner = self.reference::<User>(owner)?.wire_name().to_owned();
+                // Rights go by the owner: nobody takes those of another.
+                if !caller.is_system && owner != caller.name {
+                    let reason = "only a system user may name another owner";
+                    return Err(ServiceError::invalid(Field::Owner, reason));
+                }
+                Some(owner)
+            }
             None => caller.as_owner(),
         };
         let group = match &wanted.group {

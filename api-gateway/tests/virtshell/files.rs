@@ -505,6 +505,25 @@ fn permissions_of_files() {
                 .by("demouser")
                 .form(&[("permissions", None, "rwxrwxrwx")]);
         w.send(&change).error(403);
+        // Whoever boots from a file has its content.
+        let url = format!("http://{}/api/virtshell/v1/files/secret?x#part", w.address());
+        let image = |field: &str| json!({"name": "i", "type": "iso", field: url});
+        for field in ["download_url", "container_resource", "preseed_url"] {
+            let create = |user| w.send(&Request::new("POST", "B1/images").by(user).body(&image(field)));
+            assert_eq!(
+                create("demouser").error(403),
+                "User demouser is not allowed to read file secret"
+            );
+            create("virtshell").ok("create");
+            let change = json!({field: url});
+            let put = Request::new("PUT", "B1/images/i").by("demouser").body(&change);
+            w.send(&put).error(403);
+            w.delete("B1/images/i").ok("delete");
+        }
+        let vars =
+            json!({"name": "v", "container_resource": "centos_server_7_amd64", "driver": "lxc", "vars": url});
+        let create = Request::new("POST", "B1/instances").by("demouser").body(&vars);
+        w.send(&create).error(403);
         by("virtshell", "DELETE", "B1/files/secret").ok("delete");
         // Anybody who is known may store files, and then owns them.
         let mine = Request::new("POST", "B1/files")

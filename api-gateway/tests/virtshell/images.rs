@@ -202,6 +202,13 @@ fn owner_and_group() {
             .error(403);
         w.send(&Request::new("PUT", "B1/images/i").by("demouser").body(&change))
             .ok("update");
+        // Nobody makes what is another's: rights go by the owner.
+        let foreign = json!({"name": "j", "type": "iso", "owner": "virtshell"});
+        let create = Request::new("POST", "B1/images").by("demouser").body(&foreign);
+        assert_eq!(
+            w.send(&create).error(400),
+            "Field owner: only a system user may name another owner"
+        );
         // Giving it away: only the owner and system users.
         let gift = json!({"owner": "virtshell"});
         w.send(&Request::new("PUT", "B1/images/i").by("demouser").body(&gift))
