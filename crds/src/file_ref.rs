@@ -1,7 +1,9 @@
 //! How stored files are named: by clients a uuid, a name, `folder/name` or a complete URI; in the values that an Instance
 //! was created with, a [`FileUrl`]. Pure.
 
-/// A File as the source of content: `virtshell://NAMESPACE/files/METADATA-NAME`.
+use percent_encoding::percent_decode_str;
+
+/// A File as the source of content, as it was when it was named: `virtshell://NAMESPACE/files/METADATA-NAME?sha256=HEX`.
 ///
 /// The controller puts it where an Image or an Instance has a URL that leads to a file of the gateway. Nobody else may write
 /// one: whether the file may be read was decided then.
@@ -11,6 +13,8 @@ pub struct FileUrl {
     pub namespace: String,
     /// metadata.name.
     pub name: String,
+    /// SHA-256 of its content, lower-case hexadecimal.
+    pub sha256: String,
 }
 
 impl FileUrl {
@@ -21,26 +25,34 @@ impl FileUrl {
     ///
     /// ```
     /// use virtshell_crds::file_ref::FileUrl;
-    /// let file = FileUrl::parse("virtshell://team/files/my-cnf").unwrap();
-    /// assert_eq!((file.namespace.as_str(), file.name.as_str()), ("team", "my-cnf"));
-    /// assert_eq!(file.to_string(), "virtshell://team/files/my-cnf");
-    /// assert_eq!(FileUrl::parse("https://example.org/files/my-cnf"), None);
-    /// assert_eq!(FileUrl::parse("virtshell://team/files/a/b"), None);
+    /// let file = FileUrl::parse("virtshell://team/files/my-cnf?sha256=e3b0c4").unwrap();
+    /// assert_eq!((file.namespace.as_str(), file.name.as_str(), file.sha256.as_str()), ("team", "my-cnf", "e3b0c4"));
+    /// assert_eq!(file.to_string(), "virtshell://team/files/my-cnf?sha256=e3b0c4");
+    /// assert_eq!(FileUrl::parse("https://example.org/files/my-cnf?sha256=e3b0c4"), None);
+    /// assert_eq!(FileUrl::parse("virtshell://team/files/a/b?sha256=e3b0c4"), None);
+    /// assert_eq!(FileUrl::parse("virtshell://team/files/my-cnf"), None);
     /// ```
     #[must_use]
     pub fn parse(url: &str) -> Option<Self> {
-        let (namespace, name) = url.strip_prefix(Self::SCHEME)?.split_once("/files/")?;
+        let (path, sha256) = url.strip_prefix(Self::SCHEME)?.split_once("?sha256=")?;
+        let (namespace, name) = path.split_once("/files/")?;
         let is_name = |text: &str| !text.is_empty() && !text.contains('/');
         (is_name(namespace) && is_name(name)).then(|| Self {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
+            sha256: sha256.to_owned(),
         })
     }
 }
 
 impl std::fmt::Display for FileUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{}/files/{}", Self::SCHEME, self.namespace, self.name)
+        let Self {
+            namespace,
+            name,
+            sha256,
+        } = self;
+        write!(f, "{}{namespace}/files/{name}?sha256={sha256}", Self::SCHEME)
     }
 }
 
@@ -51,6 +63,28 @@ impl std::fmt::Display for FileUrl {
 #[must_use]
 pub fn path_of(reference: &str) -> &str {
     without_origin(reference).trim_matches('/')
+}
+
+/// What a URL with a host names of the files of a gateway, if that is a gateway's: its path as [`path_of`] reads it, decoded,
+/// without query and fragment.
+///
+/// ```
+/// use virtshell_crds::file_ref::file_of;
+/// assert_eq!(file_of("https://gw/api/virtshell/v1/files/a%20b/c?x#y").as_deref(), Some("a b/c"));
+/// assert_eq!(file_of("https://gw/images/c"), None);
+/// assert_eq!(file_of("files/c"), None);
+/// ```
+#[must_use]
+pub fn file_of(url: &str) -> Option<String> {
+    let url = url.trim();
+    let path = path_of(url);
+    if !url.contains("://") || path.contains("://") {
+        return None;
+    }
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    let name = decoded.trim_matches('/');
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 fn without_origin(reference: &str) -> &str {

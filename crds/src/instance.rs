@@ -648,7 +648,7 @@ pub struct Resolved {
     /// Images of additional disks, by disk name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub disk_images: BTreeMap<String, ResolvedImage>,
-    /// The stored file with the variables for the builder: virtshell://NAMESPACE/files/NAME; empty = none.
+    /// The stored file with the variables for the builder: virtshell://NAMESPACE/files/NAME?sha256=HEX; empty = none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub vars_from: String,
 }
@@ -675,7 +675,8 @@ pub struct ResolvedImage {
     #[serde(rename = "type")]
     pub type_: ImageType,
     /// Where its content is: the root file system archive for lxc, else the disk or ISO. Empty for direct kernel boot
-    /// without a disk. A File of ours is virtshell://NAMESPACE/files/NAME here and in the other URLs.
+    /// without a disk. A File of ours is virtshell://NAMESPACE/files/NAME?sha256=HEX here and in the other
+    /// URLs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub url: String,
     /// SHA-256 of the content; empty = not checked.

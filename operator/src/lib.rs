@@ -8,6 +8,7 @@
 pub mod cluster;
 pub mod controller;
 pub mod events;
+pub mod file_content;
 pub mod node;
 pub mod probes;
 pub mod status;

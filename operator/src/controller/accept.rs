@@ -248,10 +248,11 @@ fn edited(instance: &Instance, values: &Resolved, refs: &References) -> Result<A
         .collect::<Result<_, ResolveError>>()?;
     freeze_disks(&mut added, refs)?;
     let mut resolved = resolve::refreeze(values, spec, added);
+    // What it was accepted with may have gone since.
+    let stays = |url: &str| refs.stored.is_still(url, &values.vars_from);
     match vars_from(spec, values, refs) {
         Ok(file) => resolved.vars_from = file,
-        // What it was accepted with may have gone since.
-        Err(_) if !values.vars_from.is_empty() => {}
+        Err(_) if spec.vars_from.as_deref().is_some_and(stays) => {}
         Err(refusal) => return Err(refusal),
     }
     supported(spec, &resolved)?;

@@ -13,6 +13,7 @@ use virtshell_crds::{
 };
 
 use super::cache::Cached;
+use crate::file_content;
 
 /// Conditions of Instances that are read here.
 const READ: [&str; 4] = [ACCEPTED, SCHEDULED, READY, IMAGE_READY];
@@ -59,6 +60,8 @@ impl Cached for File {
     }
 
     fn strip(&mut self) {
+        // Whatever the writer says that it is.
+        self.spec.sha256 = file_content::sha256(self);
         self.spec.content = FileContent::default();
     }
 }

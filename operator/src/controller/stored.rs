@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use kube::ResourceExt;
-use percent_encoding::percent_decode_str;
 use reqwest::Url;
-use virtshell_crds::file_ref::{FileUrl, path_of};
+use virtshell_crds::file_ref::{FileUrl, file_of};
 use virtshell_crds::instance::ResolvedImage;
+use virtshell_crds::names::object_name;
 use virtshell_crds::permissions::{Guarded, Right, Subject, allows};
 use virtshell_crds::{File, Image, Instance, UserType};
 
@@ -45,14 +45,7 @@ impl Gateways {
                 .ok()
                 .and_then(|url| address(&url))
                 .is_some_and(|address| self.0.contains(&address));
-        let path = path_of(url.trim());
-        if !is_ours || path.contains("://") {
-            return None;
-        }
-        let path = path.split(['?', '#']).next().unwrap_or_default();
-        let decoded = percent_decode_str(path).decode_utf8_lossy();
-        let name = decoded.trim_matches('/');
-        (!name.is_empty()).then(|| name.to_owned())
+        file_of(url).filter(|_| is_ours)
     }
 }
 
@@ -118,10 +111,24 @@ impl StoredFiles {
             let message = format!("{} may not read file {name}", owner.unwrap_or_default());
             return Err(Refusal::new("FileForbidden", message));
         }
+        let Some(sha256) = file.spec.sha256.clone() else {
+            let message = format!("file {name} has no content that can be read");
+            return Err(Refusal::new("FileUnreadable", message));
+        };
         Ok(Some(FileUrl {
             namespace: file.namespace().unwrap_or_default(),
             name: file.name_any(),
+            sha256,
         }))
+    }
+
+    /// Whether a URL names the file that is frozen, by the name that REST gives its object: it may be gone since.
+    #[must_use]
+    pub fn is_still(&self, url: &str, frozen: &str) -> bool {
+        let name = self.gateways.file_of(url);
+        let frozen = FileUrl::parse(frozen);
+        name.zip(frozen)
+            .is_some_and(|(name, frozen)| object_name(&name) == frozen.name)
     }
 
     fn may_read(&self, owner: &str, file: &File) -> bool {
@@ -169,12 +176,18 @@ pub fn look_up<'a>(
     }
     for name in names {
         let mut found = ctx.files.namesakes(namespace, &name);
-        if found.is_empty() {
+        // A uuid means the file that has it, whatever another is called.
+        let uuid = is_uuid(&name);
+        if found.is_empty() || uuid {
             found = ctx.files.all();
             found.retain(|file| {
                 let of = &file.metadata;
-                of.namespace.as_deref() == Some(namespace)
-                    && (of.uid.as_deref() == Some(&name) || file.wire_name() == name)
+                let is_meant = if uuid {
+                    of.uid.as_deref() == Some(&name)
+                } else {
+                    file.wire_name() == name
+                };
+                is_meant && of.namespace.as_deref() == Some(namespace)
             });
         } else {
             // Of doubles, which kubectl can make, the one that keeps the name.
@@ -199,6 +212,11 @@ pub fn look_up<'a>(
             .insert(owner.to_owned(), Reader { is_system, groups });
     }
     stored
+}
+
+fn is_uuid(text: &str) -> bool {
+    let groups: Vec<usize> = text.split('-').map(str::len).collect();
+    groups == [8, 4, 4, 4, 12] && text.chars().all(|c| c == '-' || c.is_ascii_hexdigit())
 }
 
 fn urls(image: &Image) -> impl Iterator<Item = &str> {
@@ -278,7 +296,7 @@ mod tests {
         let mut file = json!({
             "apiVersion": "virtshell.io/v1alpha1", "kind": "File",
             "metadata": {"name": name, "namespace": "ns"},
-            "spec": {"displayName": name, "folder": folder, "content": {"inline": ""}},
+            "spec": {"displayName": name, "folder": folder, "sha256": "e3b0c4", "content": {"inline": ""}},
         });
         for (field, value) in more.as_object().unwrap() {
             file["spec"][field] = value.clone();
@@ -320,27 +338,27 @@ mod tests {
             (
                 "http://gw:8080/files/a",
                 Some("eve"),
-                Ok(Some("virtshell://ns/files/a")),
+                Ok(Some("virtshell://ns/files/a?sha256=e3b0c4")),
             ),
             (
                 "http://gw:8080/files/private",
                 Some("ann"),
-                Ok(Some("virtshell://ns/files/private")),
+                Ok(Some("virtshell://ns/files/private?sha256=e3b0c4")),
             ),
             (
                 "http://gw:8080/files/private",
                 Some("bob"),
-                Ok(Some("virtshell://ns/files/private")),
+                Ok(Some("virtshell://ns/files/private?sha256=e3b0c4")),
             ),
             (
                 "http://gw:8080/files/private",
                 Some("root"),
-                Ok(Some("virtshell://ns/files/private")),
+                Ok(Some("virtshell://ns/files/private?sha256=e3b0c4")),
             ),
             (
                 "http://gw:8080/files/private",
                 None,
-                Ok(Some("virtshell://ns/files/private")),
+                Ok(Some("virtshell://ns/files/private?sha256=e3b0c4")),
             ),
             (
                 "http://gw:8080/files/private",
@@ -386,7 +404,7 @@ mod tests {
         }))
         .unwrap();
         stored().freeze(&mut image, None).unwrap();
-        let file = "virtshell://ns/files/a";
+        let file = "virtshell://ns/files/a?sha256=e3b0c4";
         let boot = image.boot.unwrap();
         assert_eq!([&image.url, &image.preseed_url, &boot.kernel_url], [file; 3]);
         assert_eq!(boot.initrd_url, "http://example.org/initrd");

@@ -5,13 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures::StreamExt;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Client;
 use kube::api::{Api, PostParams};
-use kube::{Client, ResourceExt};
 use reqwest::Url;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
@@ -19,6 +17,7 @@ use virtshell_crds::file_ref::FileUrl;
 use virtshell_crds::{File, GATEWAY_AUDIENCE, host_account};
 
 use super::hypervisor::chain;
+use crate::file_content::{self, Content};
 
 /// How long a token for the gateway is asked to last; the shortest that the API server gives is 10 minutes.
 const LIFETIME: Duration = Duration::from_hours(1);
@@ -32,9 +31,9 @@ pub enum FileError {
     /// The API server or the gateway does not answer, or not with the content.
     #[error("file {0} cannot be read: {1}")]
     Unreadable(String, String),
-    /// What the File holds is no content.
-    #[error("the content of file {0} is not base64: {1}")]
-    Malformed(String, String),
+    /// The File is not what it was any more.
+    #[error("file {0} has changed since it was named here; create the Instance anew to use what it is now")]
+    Changed(String),
     /// It is with the gateway, and that is not known.
     #[error(
         "file {0} is kept by the gateway, and the agent of this host was not told where that is: start it with --gateway-url"
@@ -52,20 +51,11 @@ impl FileError {
         match self {
             Self::NotFound(_) => "FileNotFound",
             Self::Unreadable(..) => "FileUnreadable",
-            Self::Malformed(..) => "FileMalformed",
+            Self::Changed(_) => "FileChanged",
             Self::NoGateway(_) => "GatewayUnknown",
             Self::TooLarge(..) => "FileTooLarge",
         }
     }
-}
-
-/// Where the content of a File is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// Here.
-    Inline(Vec<u8>),
-    /// With the gateway.
-    Blob,
 }
 
 /// The way to stored files.
@@ -99,13 +89,19 @@ impl Files {
         }
     }
 
-    /// The File.
-    pub async fn get(&self, at: &FileUrl) -> Result<File, FileError> {
+    /// Where the content of a File is, which is what it was when it was named.
+    pub async fn find(&self, at: &FileUrl) -> Result<(File, Content), FileError> {
         let api: Api<File> = Api::namespaced(self.client.clone(), &at.namespace);
+        let unreadable = |why: String| FileError::Unreadable(at.name.clone(), why);
         let found = api.get_opt(&at.name).await;
-        found
-            .map_err(|error| FileError::Unreadable(at.name.clone(), chain(&error)))?
-            .ok_or_else(|| FileError::NotFound(at.name.clone()))
+        let file = found
+            .map_err(|error| unreadable(chain(&error)))?
+            .ok_or_else(|| FileError::NotFound(at.name.clone()))?;
+        let content = file_content::content(&file).map_err(unreadable)?;
+        if file_content::sha256(&file).as_ref() != Some(&at.sha256) {
+            return Err(FileError::Changed(file_content::shown(&file)));
+        }
+        Ok((file, content))
     }
 
     /// A request for the content that the gateway keeps of a File.
@@ -124,33 +120,39 @@ impl Files {
 
     /// The whole content of a small File.
     pub async fn read(&self, at: &FileUrl, most: u64) -> Result<Vec<u8>, FileError> {
-        let file = self.get(at).await?;
-        let name = shown(&file);
+        let (file, content) = self.find(at).await?;
+        let name = file_content::shown(&file);
         let too_large = |size| Err(FileError::TooLarge(name.clone(), size, most));
         let unreadable = |why: String| FileError::Unreadable(name.clone(), why);
-        match content(&file)? {
+        // The gateway's address is not for everybody who reads conditions.
+        let broken = |error: reqwest::Error| unreadable(chain(&error.without_url()));
+        match content {
             Content::Inline(bytes) if bytes.len() as u64 > most => too_large(bytes.len() as u64),
             Content::Inline(bytes) => Ok(bytes),
             Content::Blob if file.spec.size as u64 > most => too_large(file.spec.size as u64),
             Content::Blob => {
                 let answer = self.blob(at).await?.send().await;
                 let answer = answer.and_then(reqwest::Response::error_for_status);
-                let mut stream = answer.map_err(|error| unreadable(chain(&error)))?.bytes_stream();
+                let mut stream = answer.map_err(broken)?.bytes_stream();
                 let mut bytes = Vec::new();
                 while let Some(piece) = stream.next().await {
-                    bytes.extend_from_slice(&piece.map_err(|error| unreadable(chain(&error)))?);
+                    bytes.extend_from_slice(&piece.map_err(broken)?);
                     if bytes.len() as u64 > most {
                         return too_large(bytes.len() as u64);
                     }
                 }
-                match file.spec.content.blob {
-                    Some(expected) if expected != hex::encode(Sha256::digest(&bytes)) => {
-                        Err(unreadable("what the gateway sent is something else".to_owned()))
-                    }
-                    Some(_) | None => Ok(bytes),
+                if hex::encode(Sha256::digest(&bytes)) == at.sha256 {
+                    Ok(bytes)
+                } else {
+                    Err(unreadable("what the gateway sent is something else".to_owned()))
                 }
             }
         }
+    }
+
+    /// The gateway does not accept the token: the next request comes with a new one.
+    pub async fn forget_token(&self) {
+        *self.token.lock().await = None;
     }
 
     /// A token for the gateway, with half of its life before it.
@@ -194,31 +196,6 @@ impl Files {
     }
 }
 
-/// The name to show.
-#[must_use]
-pub fn shown(file: &File) -> String {
-    file.spec.display_name.clone().unwrap_or_else(|| file.name_any())
-}
-
-/// Where the content of a File is.
-pub fn content(file: &File) -> Result<Content, FileError> {
-    match &file.spec.content.inline {
-        None => Ok(Content::Blob),
-        Some(text) => match STANDARD.decode(text) {
-            Ok(bytes) => Ok(Content::Inline(bytes)),
-            Err(error) => Err(FileError::Malformed(shown(file), error.to_string())),
-        },
-    }
-}
-
-/// SHA-256 of the content of a File, as it says; of what it holds itself, what it is.
-pub fn sha256(file: &File) -> Result<Option<String>, FileError> {
-    Ok(match content(file)? {
-        Content::Inline(bytes) => Some(hex::encode(Sha256::digest(bytes))),
-        Content::Blob => file.spec.content.blob.clone(),
-    })
-}
-
 /// A client for downloads.
 ///
 /// # Errors
@@ -230,39 +207,4 @@ pub fn http_client() -> reqwest::Result<reqwest::Client> {
         // A server that says nothing for so long is not coming back.
         .read_timeout(Duration::from_mins(1))
         .build()
-}
-
-#[cfg(test)]
-mod tests {
-    use virtshell_crds::{FileContent, FileSpec};
-
-    use super::*;
-
-    #[test]
-    fn where_the_content_is() {
-        let file = |inline: Option<&str>| {
-            let spec = FileSpec {
-                display_name: Some("my.cnf".to_owned()),
-                content: FileContent {
-                    inline: inline.map(str::to_owned),
-                    blob: inline.is_none().then(|| "0".repeat(64)),
-                },
-                ..FileSpec::default()
-            };
-            File::new("object-name", spec)
-        };
-        assert_eq!(content(&file(Some("aGk="))), Ok(Content::Inline(b"hi".to_vec())));
-        assert_eq!(content(&file(Some(""))), Ok(Content::Inline(vec![])));
-        assert_eq!(content(&file(None)), Ok(Content::Blob));
-        let why = content(&file(Some("a"))).unwrap_err();
-        assert_eq!(why.reason(), "FileMalformed");
-        assert!(
-            why.to_string()
-                .starts_with("the content of file my.cnf is not base64"),
-            "{why}"
-        );
-        assert_eq!(sha256(&file(None)), Ok(Some("0".repeat(64))));
-        let hi = "8f434346648f6b96df89dda901c5176b10a6d83961dd3c1ac88b59b2dc327aa4";
-        assert_eq!(sha256(&file(Some("aGk="))), Ok(Some(hi.to_owned())));
-    }
 }

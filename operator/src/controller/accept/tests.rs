@@ -112,11 +112,12 @@ fn urls_that_lead_to_stored_files_are_frozen_as_these() {
             json!({"type": "disk", "downloadUrl": url, "owner": owner}),
         )
     };
-    let private = json!({"content": {"inline": ""}, "permissions": "rw-------", "owner": "ann"});
+    let private =
+        json!({"sha256": "e3b0c4", "content": {"inline": ""}, "permissions": "rw-------", "owner": "ann"});
     let refs = |owner: &str, files: &[&'static str]| {
         let files = files
             .iter()
-            .map(|name| (*name, object("File", "f-1", private.clone())));
+            .map(|name| (*name, object("File", name, private.clone())));
         References {
             provisioner: Some(object(
                 "Provisioner",
@@ -133,11 +134,11 @@ fn urls_that_lead_to_stored_files_are_frozen_as_these() {
         "image": "i", "provisioner": "p", "owner": "ann", "varsFrom": "http://gw/files/vars",
         "disks": [{"name": "d", "image": "i"}],
     }));
-    let file = "virtshell://ns/files/f-1";
+    let file = |name: &str| format!("virtshell://ns/files/{name}?sha256=e3b0c4");
     let accepted = accept(&vm, &refs("ann", &["disk", "vars"])).unwrap().resolved;
-    assert_eq!(accepted.image.as_ref().unwrap().url, file);
-    assert_eq!(accepted.disk_images["d"].url, file);
-    assert_eq!(accepted.vars_from, file);
+    assert_eq!(accepted.image.as_ref().unwrap().url, file("disk"));
+    assert_eq!(accepted.disk_images["d"].url, file("disk"));
+    assert_eq!(accepted.vars_from, file("vars"));
 
     let (reason, message) = refused(&vm, &refs("eve", &["disk", "vars"]));
     assert_eq!(
@@ -157,6 +158,8 @@ fn urls_that_lead_to_stored_files_are_frozen_as_these() {
         ..InstanceStatus::default()
     });
     assert_eq!(accept(&edited, &refs("ann", &[])).unwrap().resolved, accepted);
+    edited.spec.vars_from = Some("http://gw/files/other".to_owned());
+    assert_eq!(refused(&edited, &refs("ann", &[])).1, "file other not found");
     edited.spec.vars_from = None;
     assert_eq!(accept(&edited, &refs("ann", &[])).unwrap().resolved.vars_from, "");
 }

@@ -14,6 +14,8 @@ use crate::node::hypervisor::chain;
 
 /// How long clone and executor may take together.
 const LIMIT: Duration = Duration::from_hours(1);
+/// How long the file with the variables may take to come.
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Bytes of the end of their output that a failure shows.
 const TAIL: usize = 2 << 10;
 
@@ -27,8 +29,9 @@ pub async fn build(context: &Context, instance: &Instance, channel: Channel) -> 
         .unwrap_or_default();
     let vars = match resolved.vars_from.as_str() {
         "" => instance.spec.vars.clone(),
-        url => vars::read(&context.files, url)
+        url => tokio::time::timeout(PATIENCE, vars::read(&context.files, url))
             .await
+            .unwrap_or_else(|_| Err(format!("{url} did not come in {} s", PATIENCE.as_secs())))
             .map_err(|why| (Cause::VarsUnreadable, why))?,
     };
     let env = environment(instance, &resolved, &vars);

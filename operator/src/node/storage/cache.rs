@@ -2,7 +2,7 @@
 //!
 //! An image is found by its declared checksum, else by what its URL gave before; otherwise it is fetched, once however
 //! many wait. What is cached is believed: it was hashed when it came. A `file://` image without a checksum is fetched
-//! again when the file has changed; of a stored file, the File says which content it has now. An image that is handed out carries a [`Lease`]; its last use is the time of its
+//! again when the file has changed. An image that is handed out carries a [`Lease`]; its last use is the time of its
 //! description's file, so that a restart does not forget it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -318,12 +318,11 @@ impl Cache {
 
     /// A stored file, in a file that does not stay.
     pub(super) async fn fetch_aside(&self, at: &FileUrl) -> Result<TempPath, StorageError> {
-        let url = at.to_string();
         let source = Source {
             name: at.name.clone(),
-            sha256: self.fetcher.sha256_of(at, &url).await?,
+            url: at.to_string(),
             location: Location::Stored(at.clone()),
-            url,
+            sha256: Some(at.sha256.clone()),
             aside: true,
         };
         let fetched = self.fetcher.fetch(&source, &Arc::new(Meter::new())).await?;
@@ -352,10 +351,7 @@ impl Cache {
         }
     }
 
-    async fn content(self: &Arc<Self>, mut source: Source, type_: ImageType) -> Result<Leased, StorageError> {
-        if let (Location::Stored(at), None) = (&source.location, &source.sha256) {
-            source.sha256 = self.fetcher.sha256_of(at, &source.url).await?;
-        }
+    async fn content(self: &Arc<Self>, source: Source, type_: ImageType) -> Result<Leased, StorageError> {
         if let Some(leased) = self.lookup(&source) {
             return Ok(leased);
         }

@@ -208,7 +208,7 @@ impl StorageError {
                 why,
             },
             FileError::NotFound(_)
-            | FileError::Malformed(..)
+            | FileError::Changed(_)
             | FileError::NoGateway(_)
             | FileError::TooLarge(..) => Self::FileUnavailable(error),
         }

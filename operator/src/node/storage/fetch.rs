@@ -9,14 +9,14 @@ use futures::StreamExt;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, IF_RANGE, LAST_MODIFIED, RANGE};
 use reqwest::{RequestBuilder, Response, StatusCode};
 use tempfile::NamedTempFile;
-use virtshell_crds::file_ref::FileUrl;
 
 use super::error::StorageError;
 use super::flight::Meter;
 use super::room::RoomGuard;
 use super::sink::Sink;
 use super::source::{Location, Source};
-use crate::node::files::{self, Content, Files};
+use crate::file_content::Content;
+use crate::node::files::Files;
 
 /// Bytes that are hashed and written at a time.
 const BLOCK: usize = 1 << 20;
@@ -65,13 +65,6 @@ impl Fetcher {
         }
     }
 
-    /// What a stored file is now.
-    pub(super) async fn sha256_of(&self, at: &FileUrl, url: &str) -> Result<Option<String>, StorageError> {
-        let file = self.files.get(at).await;
-        let sha256 = file.and_then(|file| files::sha256(&file));
-        sha256.map_err(|error| StorageError::of_file(url, error))
-    }
-
     /// The content, and whether a part of it was here before.
     async fn bring(&self, source: &Source, meter: &Arc<Meter>) -> Result<(Fetched, bool), StorageError> {
         let sink = match &source.location {
@@ -79,19 +72,16 @@ impl Fetcher {
                 let sink = self.temporary(source).await?;
                 copy_file(path.clone(), source.clone(), sink, Arc::clone(meter)).await?
             }
-            Location::Http(url) => self.download(source, self.client.get(url.clone()), meter).await?,
+            Location::Http(_) => self.download(source, meter).await?,
             Location::Stored(at) => {
-                let unavailable = |error| StorageError::of_file(&source.url, error);
-                let file = self.files.get(at).await.map_err(unavailable)?;
-                match files::content(&file).map_err(unavailable)? {
+                let found = self.files.find(at).await;
+                let (_, content) = found.map_err(|error| StorageError::of_file(&source.url, error))?;
+                match content {
                     Content::Inline(bytes) => {
                         let mut sink = self.temporary(source).await?;
                         blocking(move || sink.write(&bytes).map(|()| sink)).await?
                     }
-                    Content::Blob => {
-                        let request = self.files.blob(at).await.map_err(unavailable)?;
-                        self.download(source, request, meter).await?
-                    }
+                    Content::Blob => self.download(source, meter).await?,
                 }
             }
         };
@@ -105,12 +95,7 @@ impl Fetcher {
         blocking(move || Sink::temporary(&fetcher, &of)).await
     }
 
-    async fn download(
-        &self,
-        source: &Source,
-        request: RequestBuilder,
-        meter: &Arc<Meter>,
-    ) -> Result<Sink, StorageError> {
+    async fn download(&self, source: &Source, meter: &Arc<Meter>) -> Result<Sink, StorageError> {
         let (fetcher, of) = (self.clone(), source.clone());
         let sink = if source.aside {
             self.temporary(source).await?
@@ -120,7 +105,6 @@ impl Fetcher {
         let download = Download {
             fetcher: self,
             source,
-            request,
             meter,
             sink: Some(sink),
         };
@@ -193,8 +177,6 @@ async fn copy_file(
 struct Download<'a> {
     fetcher: &'a Fetcher,
     source: &'a Source,
-    /// For all of it.
-    request: RequestBuilder,
     meter: &'a Meter,
     /// Absent only while it is being worked on.
     sink: Option<Sink>,
@@ -253,12 +235,23 @@ impl Download<'_> {
         }
     }
 
+    /// A request for all of it.
+    async fn request(&self) -> Result<RequestBuilder, StorageError> {
+        match &self.source.location {
+            Location::Stored(at) => {
+                let request = self.fetcher.files.blob(at).await;
+                request.map_err(|error| StorageError::of_file(&self.source.url, error))
+            }
+            Location::Http(url) => Ok(self.fetcher.client.get(url.clone())),
+            Location::File(_) => Err(self.failed("it is a file of this host".to_owned())),
+        }
+    }
+
     /// One request, from where the last one ended when that is safe.
     async fn attempt(&mut self) -> Result<(), StorageError> {
         let from = self.written();
         let resume = from > 0 && self.sink.as_ref().is_some_and(Sink::is_resumable);
-        let again = || self.failed("the request cannot be sent a second time".to_owned());
-        let mut request = self.request.try_clone().ok_or_else(again)?;
+        let mut request = self.request().await?;
         if resume {
             request = request.header(RANGE, format!("bytes={from}-"));
             if let Some(validator) = self.sink.as_ref().and_then(Sink::validator) {
@@ -269,6 +262,10 @@ impl Download<'_> {
             .send()
             .await
             .map_err(|error| self.failed(describe(&error)))?;
+        if let (Location::Stored(_), StatusCode::UNAUTHORIZED) = (&self.source.location, response.status()) {
+            self.fetcher.files.forget_token().await;
+            return Err(self.failed("the gateway does not know the agent's token".to_owned()));
+        }
         let total = match accept(&self.source.url, &response, resume.then_some(from))? {
             Body::Rest { total } => total,
             Body::Whole { total } => {

@@ -17,7 +17,7 @@ pub(super) struct Source {
     /// As given, less the fragment.
     pub url: String,
     pub location: Location,
-    /// Declared SHA-256; of a stored file, what the File says that it is.
+    /// Declared SHA-256; of a stored file, that with which it was named.
     pub sha256: Option<String>,
     /// What came of it is not kept for a later try.
     pub aside: bool,
@@ -41,7 +41,19 @@ impl Source {
         };
         let mut parsed = Url::parse(url.trim()).map_err(|error| refused(error.to_string()))?;
         parsed.set_fragment(None);
-        let sha256 = sha256.to_ascii_lowercase();
+        let stored = FileUrl::parse(url.trim());
+        let declared = sha256.to_ascii_lowercase();
+        let sha256 = match &stored {
+            Some(file) if !declared.is_empty() && declared != file.sha256 => {
+                return Err(StorageError::ChecksumMismatch {
+                    url: url.to_owned(),
+                    expected: declared,
+                    found: file.sha256.clone(),
+                });
+            }
+            Some(file) => file.sha256.clone(),
+            None => declared,
+        };
         if !sha256.is_empty() && !is_sha256(&sha256) {
             return Err(refused(format!(
                 "its sha256 {sha256:?} is not 64 hexadecimal digits"
@@ -57,7 +69,7 @@ impl Source {
                     .to_file_path()
                     .map_err(|()| refused("it names another host".to_owned()))?,
             ),
-            scheme => match FileUrl::parse(url.trim()) {
+            scheme => match stored {
                 Some(file) => Location::Stored(file),
                 None => return Err(refused(format!("nothing here fetches {scheme}://"))),
             },
@@ -73,11 +85,7 @@ impl Source {
 
     /// Equal for sources that give the same content: one download serves them all.
     pub(super) fn key(&self) -> &str {
-        match (&self.location, &self.sha256) {
-            // Its checksum is found out on the way, and others ask for its progress.
-            (Location::Stored(_), _) | (_, None) => &self.url,
-            (Location::Http(_) | Location::File(_), Some(sha256)) => sha256,
-        }
+        self.sha256.as_deref().unwrap_or(&self.url)
     }
 }
 
@@ -91,6 +99,10 @@ mod tests {
     use super::*;
 
     const SHA: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    const OTHER: &str = "f123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    const STORED: &str =
+        "virtshell://team/files/a?sha256=0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     #[test]
     fn urls() {
@@ -110,13 +122,10 @@ mod tests {
             ),
             ("file:///images/a.qcow2", "", false, Err("FileImagesNotAllowed")),
             ("file://other/images/a.qcow2", "", true, Err("ImageUrlRefused")),
-            (
-                "virtshell://team/files/a",
-                SHA,
-                false,
-                Ok("virtshell://team/files/a"),
-            ),
-            ("virtshell://team/images/a", "", true, Err("ImageUrlRefused")),
+            (STORED, "", false, Ok(SHA)),
+            (STORED, SHA, false, Ok(SHA)),
+            (STORED, OTHER, false, Err("ChecksumMismatch")),
+            ("virtshell://team/files/a", "", true, Err("ImageUrlRefused")),
             ("ftp://example.org/a", "", true, Err("ImageUrlRefused")),
             ("/images/a.qcow2", "", true, Err("ImageUrlRefused")),
             ("", "", true, Err("ImageUrlRefused")),

@@ -6,14 +6,17 @@ use virtshell_crds::File;
 use virtshell_crds::file_ref::FileUrl;
 use virtshell_crds::task::TaskParams;
 
+use crate::file_content;
 use crate::node::access::{AccessError, Command, Content, Guest, NewFile, quoted};
 use crate::node::context::Context;
-use crate::node::files::{self, FileError};
+use crate::node::files::FileError;
 use crate::node::hypervisor::chain;
 use crate::node::storage::StorageError;
 
 /// Files asked for in one call when a folder is copied: at most 64 KiB each.
 const PAGE: u32 = 50;
+/// Bytes of small files of a folder, together: they are in memory until all guests have them.
+const LARGEST_FOLDER: usize = 64 << 20;
 /// Bytes of a guest's answer to where a destination is.
 const ANSWER: usize = 8 << 10;
 
@@ -63,39 +66,34 @@ pub async fn read(context: &Context, namespace: &str, params: &TaskParams) -> Re
         }
         NoSource("FileUnreadable", format!("it cannot be read: {}", chain(&error)))
     };
-    let mut found = Vec::new();
+    let mut files = Vec::new();
     match (&params.file, &params.folder) {
-        (Some(name), _) => found.push(api.get(name).await.map_err(unreadable)?),
+        (Some(name), _) => {
+            let file = api.get(name).await.map_err(unreadable)?;
+            files.push(read_one(context, namespace, &file).await?);
+        }
         (None, Some(folder)) => {
+            let mut room = LARGEST_FOLDER;
             let mut page = ListParams::default().limit(PAGE);
             loop {
                 let list = api.list(&page).await.map_err(unreadable)?;
-                let next = list.metadata.continue_.clone().filter(|token| !token.is_empty());
-                found.extend(list.items.into_iter().filter(|file| file.spec.folder == *folder));
-                let Some(token) = next else { break };
+                for file in list.items.iter().filter(|file| file.spec.folder == *folder) {
+                    let (name, content) = read_one(context, namespace, file).await?;
+                    if let Content::Bytes(bytes) = &content {
+                        room = room.checked_sub(bytes.len()).ok_or_else(|| too_much(folder))?;
+                    }
+                    files.push((name, content));
+                }
+                let Some(token) = list.metadata.continue_.filter(|token| !token.is_empty()) else {
+                    break;
+                };
                 page = page.continue_token(&token);
             }
-            if found.is_empty() {
+            if files.is_empty() {
                 return Err(NoSource("FileNotFound", format!("folder {folder} has no files")));
             }
         }
         (None, None) => return Err(invalid("file or folder is missing")),
-    }
-    let mut files = Vec::with_capacity(found.len());
-    for file in &found {
-        let name = name(file)?;
-        let content = match files::content(file)? {
-            files::Content::Inline(bytes) => Content::Bytes(bytes),
-            files::Content::Blob => {
-                let at = FileUrl {
-                    namespace: namespace.to_owned(),
-                    name: file.name_any(),
-                };
-                let fetched = context.storage.fetch_file(&at).await;
-                Content::File(fetched.map_err(|error| not_fetched(&name, &error))?)
-            }
-        };
-        files.push((name, content));
     }
     Ok(Source {
         folder: params.file.is_none(),
@@ -107,8 +105,35 @@ fn invalid(why: &str) -> NoSource {
     NoSource("Invalid", why.to_owned())
 }
 
+fn too_much(folder: &str) -> NoSource {
+    let most = LARGEST_FOLDER >> 20;
+    NoSource(
+        "FolderTooLarge",
+        format!("folder {folder} has more than {most} MiB of small files"),
+    )
+}
+
+/// Name and content.
+async fn read_one(context: &Context, namespace: &str, file: &File) -> Result<(String, Content), NoSource> {
+    let name = name(file)?;
+    let unreadable = |why: String| NoSource::from(FileError::Unreadable(name.clone(), why));
+    let content = match file_content::content(file).map_err(unreadable)? {
+        file_content::Content::Inline(bytes) => Content::Bytes(bytes),
+        file_content::Content::Blob => {
+            let at = FileUrl {
+                namespace: namespace.to_owned(),
+                name: file.name_any(),
+                sha256: file_content::sha256(file).unwrap_or_default(),
+            };
+            let fetched = context.storage.fetch_file(&at).await;
+            Content::File(fetched.map_err(|error| not_fetched(&name, &error))?)
+        }
+    };
+    Ok((name, content))
+}
+
 fn name(file: &File) -> Result<String, NoSource> {
-    let name = files::shown(file);
+    let name = file_content::shown(file);
     if matches!(name.as_str(), "" | "." | "..") || name.contains('/') {
         return Err(invalid(&format!("{name:?} is no name for a file")));
     }

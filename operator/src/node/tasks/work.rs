@@ -76,10 +76,15 @@ impl Part {
         left: impl Fn() -> Duration,
     ) -> TargetResult {
         let namespace = self.assignment.namespace().unwrap_or_default();
-        let read = || copy::read(context, &namespace, params);
-        let source = match self.files.get_or_init(read).await {
-            Ok(source) => source,
-            Err(NoSource(reason, why)) => return failed(&self.target, reason, why),
+        let read = self.files.get_or_init(|| copy::read(context, &namespace, params));
+        let deadline = left();
+        let source = match tokio::time::timeout(deadline, read).await {
+            Ok(Ok(source)) => source,
+            Ok(Err(NoSource(reason, why))) => return failed(&self.target, reason, why),
+            Err(_) => {
+                let late = AccessError::TimedOut(deadline);
+                return failed(&self.target, late.reason(), &chain(&late));
+            }
         };
         match copy::copy(guest, source, params, left).await {
             Ok(paths) => {
