@@ -168,7 +168,8 @@ start_time() {
     { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
     # The program's name, in parentheses, may hold spaces; field 3 (state) follows it, field 22 is the start time.
     read -ra fields <<<"${stat##*) }"
-    [[ ${fields[0]} == [ZX] ]] || echo "${fields[19]}"
+    # One whose main thread has ended may have others (field 20) that still hold its ports.
+    [[ ${fields[0]} == [ZX] && ${fields[17]} -le 1 ]] || echo "${fields[19]}"
 }
 
 boot_id() { cat /proc/sys/kernel/random/boot_id; }
