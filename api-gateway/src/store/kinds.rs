@@ -121,6 +121,8 @@ impl Cached for Provisioner {
 }
 
 impl Cached for Instance {
+    const MANY: bool = true;
+
     named!();
 
     fn project(&mut self) {
@@ -191,6 +193,8 @@ fn shown_status(status: InstanceStatus) -> InstanceStatus {
 }
 
 impl Cached for Task {
+    const MANY: bool = true;
+
     /// Tasks are addressed by uid alone.
     fn wire_name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
