@@ -1,16 +1,20 @@
 //! The running gateway: its configuration, listeners and end.
 
-use std::future::{Future, IntoFuture};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::auth::{Authenticator, Mode};
 use crate::blobs::{Blobs, Place};
@@ -22,6 +26,8 @@ use crate::router::{Gateway, router};
 use crate::service::Service;
 use crate::store::Store;
 
+/// How long a client may take for the head of a request, and keep a connection without one.
+const HEADER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long requests may take to finish after the process was asked to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -186,7 +192,7 @@ pub async fn serve(
     }
     let drained = async {
         while let Some(server) = servers.join_next().await {
-            server.context("a listener panicked")??;
+            server.context("a listener panicked")?;
         }
         anyhow::Ok(())
     };
@@ -195,9 +201,41 @@ pub async fn serve(
     served
 }
 
-async fn listen(listener: TcpListener, gateway: Gateway, ended: CancellationToken) -> anyhow::Result<()> {
-    let server = axum::serve(listener, router(gateway)).with_graceful_shutdown(ended.cancelled_owned());
-    server.into_future().await.context("the listener failed")
+/// Serves HTTP/1.1 until `ended`, and then until what was asked is answered. `axum::serve` would wait for ever for a client
+/// that never finishes its request.
+async fn listen(mut listener: TcpListener, gateway: Gateway, ended: CancellationToken) {
+    let router = router(gateway);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_PATIENCE);
+    let connections = TaskTracker::new();
+    loop {
+        // It waits and goes on where the system has no more sockets to give.
+        let accepted = axum::serve::Listener::accept(&mut listener);
+        let Some((stream, _)) = ended.run_until_cancelled(accepted).await else {
+            break;
+        };
+        // Answers are written whole: to wait for more would only delay them.
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = http.serve_connection(TokioIo::new(stream), service);
+        let ended = ended.clone();
+        connections.spawn(async move {
+            let mut connection = std::pin::pin!(connection);
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                () = ended.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = served {
+                tracing::debug!(%error, "a connection broke off");
+            }
+        });
+    }
+    drop(listener);
+    connections.close();
+    connections.wait().await;
 }
 
 /// Runs to the end, but not longer than [`DRAIN`] after `ended`: an idle client may keep its connection for ever.

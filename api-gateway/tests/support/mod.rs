@@ -274,7 +274,22 @@ impl World {
         Self::send_to(self.main, target, request)
     }
 
-    fn send_to(address: SocketAddr, target: &str, request: &Request<'_>) -> Reply {
+    /// Sends a request to a target of any gateway of the world's namespace.
+    pub fn send_to(address: SocketAddr, target: &str, request: &Request<'_>) -> Reply {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream
+            .write_all(Self::head(address, target, request).as_bytes())
+            .unwrap();
+        // A server that refuses early may close before it has read everything.
+        let _ = stream.write_all(request.body.as_bytes());
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        parse(&bytes)
+    }
+
+    /// What goes before the body.
+    pub fn head(address: SocketAddr, target: &str, request: &Request<'_>) -> String {
         let mut headers = request.headers.clone();
         let host = address.to_string();
         if let Some(user) = request.user {
@@ -315,14 +330,7 @@ impl World {
             text.extend(["Content-Length: ", &request.body.len().to_string(), "\r\n"]);
         }
         text += "\r\n";
-        let mut stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.write_all(text.as_bytes()).unwrap();
-        // A server that refuses early may close before it has read everything.
-        let _ = stream.write_all(request.body.as_bytes());
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).unwrap();
-        parse(&bytes)
+        text
     }
 
     pub fn get(&self, path: &str) -> Reply {
@@ -404,10 +412,15 @@ impl World {
     }
 }
 
+/// The kubeconfig of the cluster of the tests.
+pub fn kubeconfig() -> &'static Path {
+    static KUBECONFIG: OnceLock<PathBuf> = OnceLock::new();
+    KUBECONFIG.get_or_init(control_plane)
+}
+
 /// The cluster of the tests.
 pub async fn config() -> kube::Config {
-    static KUBECONFIG: OnceLock<PathBuf> = OnceLock::new();
-    let kubeconfig = Kubeconfig::read_from(KUBECONFIG.get_or_init(control_plane)).unwrap();
+    let kubeconfig = Kubeconfig::read_from(kubeconfig()).unwrap();
     kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
         .await
         .unwrap()

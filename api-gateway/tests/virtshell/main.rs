@@ -22,6 +22,7 @@ mod images;
 mod instances;
 mod outage;
 mod packages;
+mod process;
 mod properties;
 mod protocol;
 mod provisioners;
