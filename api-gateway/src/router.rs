@@ -9,7 +9,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
-use crate::dialects::{Dialect, Trace};
+use crate::dialects::{Dialect, RequestId, Trace};
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -33,7 +33,7 @@ pub fn router(gateway: Gateway) -> Router {
     Router::new().fallback(answer).with_state(Arc::new(gateway))
 }
 
-async fn answer(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+async fn answer(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Response {
     if *request.method() == Method::GET {
         match request.uri().path() {
             "/healthz" => return "ok\n".into_response(),
@@ -54,6 +54,7 @@ async fn answer(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
     let Some(dialect) = claimed else {
         return StatusCode::NOT_IMPLEMENTED.into_response();
     };
+    request.extensions_mut().insert(id.clone());
     let mut response: Response<Body> = dialect.answer(request).await;
     let trace = response.extensions_mut().remove::<Trace>().unwrap_or_default();
     let (status, took) = (response.status().as_u16(), began.elapsed());
@@ -61,7 +62,7 @@ async fn answer(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
         .metrics
         .count(dialect.name(), method.as_str(), trace.route, status, took);
     tracing::info!(
-        request.id = id.to_str().unwrap_or_default(),
+        request.id = id.as_str(),
         dialect = dialect.name(),
         method = method.as_str(),
         path,
@@ -71,7 +72,7 @@ async fn answer(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
         elapsed_ms = took.as_secs_f64() * 1000.0,
         "request"
     );
-    response.headers_mut().insert(REQUEST_ID, id);
+    response.headers_mut().insert(REQUEST_ID, id.0);
     response
 }
 
@@ -96,7 +97,7 @@ fn metrics(metrics: &Metrics) -> Response {
 }
 
 /// The client's id where it is short and plain, else a new one.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
+fn request_id(headers: &HeaderMap) -> RequestId {
     let is_plain = |value: &&HeaderValue| {
         (1..=64).contains(&value.len())
             && value
@@ -104,12 +105,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
                 .iter()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
     };
-    headers
-        .get(REQUEST_ID)
-        .filter(is_plain)
-        .cloned()
-        .unwrap_or_else(|| {
-            let id = uuid::Uuid::new_v4().simple().to_string();
-            HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))
-        })
+    let own = headers.get(REQUEST_ID).filter(is_plain).cloned();
+    RequestId(own.unwrap_or_else(|| {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))
+    }))
 }

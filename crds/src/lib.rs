@@ -73,6 +73,9 @@ pub const ANNOTATION_CREATED_AT: &str = "virtshell.io/created-at";
 pub const ANNOTATION_MODIFIED_AT: &str = "virtshell.io/modified-at";
 /// Annotation with the uuid of the user who made the last change through REST.
 pub const ANNOTATION_MODIFIED_BY: &str = "virtshell.io/modified-by";
+/// Annotation with the id (`X-Request-Id`) of the REST request that made the object, or was the last to change it: of a Task the
+/// one that asked for it. The parts of a Task and the Events about an object carry it too.
+pub const ANNOTATION_REQUEST_ID: &str = "virtshell.io/request-id";
 /// Annotation that lets an administrator drop the finalizer of an Instance; its value must be the Instance's uid.
 pub const ANNOTATION_ABANDON: &str = "virtshell.io/abandon";
 /// Annotation with the metadata.name of the Task that REST announced for this Instance.

@@ -3,6 +3,7 @@
 //! Published only when something changes, in the background, one after the other, and lost when the API server does not
 //! take them for some minutes: nothing depends on them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -11,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{Api, ObjectMeta, PostParams};
 use kube::{Client, Resource};
 use tokio::sync::mpsc;
+use virtshell_crds::ANNOTATION_REQUEST_ID;
 
 /// Longest note the API takes, in bytes.
 const LONGEST_NOTE: usize = 1024;
@@ -120,6 +122,7 @@ impl Events {
                         .clone()
                         .unwrap_or_else(|| "default".to_owned()),
                 ),
+                annotations: request_of(object),
                 ..ObjectMeta::default()
             },
             action: Some(action.to_owned()),
@@ -145,6 +148,12 @@ impl Events {
             tracing::debug!("too many events wait; one is dropped");
         }
     }
+}
+
+/// The REST request behind what is told, when the object names one.
+fn request_of<K: Resource>(object: &K) -> Option<BTreeMap<String, String>> {
+    let id = object.meta().annotations.as_ref()?.get(ANNOTATION_REQUEST_ID)?;
+    Some([(ANNOTATION_REQUEST_ID.to_owned(), id.clone())].into())
 }
 
 /// At most [`LONGEST_NOTE`] bytes.
@@ -186,6 +195,24 @@ mod tests {
         });
         let status: Status = serde_json::from_value(status).unwrap();
         assert!(is_final(&kube::Error::Api(Box::new(status))));
+    }
+
+    #[tokio::test]
+    async fn an_event_names_the_request_that_its_object_names() {
+        let (line, mut said) = mpsc::channel(2);
+        let events = Events {
+            line,
+            controller: "c".to_owned(),
+            instance: "i".to_owned(),
+        };
+        let mut object = k8s_openapi::api::core::v1::ConfigMap::default();
+        events.say(&object, Level::Normal, "Act", "Done", "");
+        assert_eq!(said.recv().await.unwrap().metadata.annotations, None);
+        let id = (ANNOTATION_REQUEST_ID.to_owned(), "abc-1".to_owned());
+        let other = ("other".to_owned(), "x".to_owned());
+        object.metadata.annotations = Some([id.clone(), other].into());
+        events.say(&object, Level::Normal, "Act", "Done", "");
+        assert_eq!(said.recv().await.unwrap().metadata.annotations, Some([id].into()));
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub mod agents;
 pub mod virtshell;
 
 use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::{HeaderValue, Request, Response};
 use futures::future::BoxFuture;
 
 /// One REST API.
@@ -20,6 +20,19 @@ pub trait Dialect: Send + Sync {
 
     /// Answers a request; never fails, never panics.
     fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
+}
+
+/// The id of a request, as an extension of it: in the access log, in the answer, and on what the request writes.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub HeaderValue);
+
+impl RequestId {
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // It was made of plain characters, or checked to be.
+        self.0.to_str().unwrap_or_default()
+    }
 }
 
 /// What a dialect tells the access log and the metrics about a request, as an extension of the response.

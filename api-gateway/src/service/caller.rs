@@ -26,6 +26,8 @@ pub struct Caller {
     pub groups: BTreeSet<String>,
     /// The group of what it creates.
     pub primary_group: Option<String>,
+    /// The id of the request, which what it makes and changes carries; empty where there is none.
+    pub request_id: String,
 }
 
 impl Caller {
@@ -39,6 +41,7 @@ impl Caller {
             is_system: true,
             groups: BTreeSet::new(),
             primary_group: None,
+            request_id: String::new(),
         }
     }
 
@@ -52,6 +55,7 @@ impl Caller {
             is_system: user.spec.type_ == UserType::System,
             groups: groups_of(user, store).into_iter().collect(),
             primary_group: user.spec.groups.first().cloned(),
+            request_id: String::new(),
             name,
         }
     }

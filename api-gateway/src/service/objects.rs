@@ -8,8 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 use virtshell_crds::permissions::{self, Right};
 use virtshell_crds::{
-    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY, LABEL_NAME,
-    LABEL_NAME_HASH, User, instance::Permissions, names as derived,
+    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY,
+    ANNOTATION_REQUEST_ID, LABEL_NAME, LABEL_NAME_HASH, User, instance::Permissions, names as derived,
 };
 
 use super::error::{object_name, uid};
@@ -371,19 +371,28 @@ fn new_metadata(caller: &Caller, wire_name: &str, object_name: &str) -> ObjectMe
 
 /// Annotations of whatever this caller makes now.
 pub(super) fn created(caller: &Caller) -> std::collections::BTreeMap<String, String> {
+    let now = Timestamp::now().as_microsecond().to_string();
+    let request = (!caller.request_id.is_empty()).then(|| (ANNOTATION_REQUEST_ID, caller.request_id.clone()));
     [
-        (ANNOTATION_CREATED_BY.to_owned(), caller.uid.clone()),
-        (
-            ANNOTATION_CREATED_AT.to_owned(),
-            Timestamp::now().as_microsecond().to_string(),
-        ),
+        (ANNOTATION_CREATED_BY, caller.uid.clone()),
+        (ANNOTATION_CREATED_AT, now),
     ]
-    .into()
+    .into_iter()
+    .chain(request)
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
 }
 
 /// Annotations of whatever this caller changes now.
 pub(super) fn modified(caller: &Caller) -> Value {
-    json!({ANNOTATION_MODIFIED_AT: Timestamp::now().as_second().to_string(), ANNOTATION_MODIFIED_BY: caller.uid})
+    let mut annotations = json!({
+        ANNOTATION_MODIFIED_AT: Timestamp::now().as_second().to_string(),
+        ANNOTATION_MODIFIED_BY: caller.uid,
+    });
+    if !caller.request_id.is_empty() {
+        annotations[ANNOTATION_REQUEST_ID] = json!(caller.request_id);
+    }
+    annotations
 }
 
 fn spec_of<K: Managed>(object: &K) -> Value {

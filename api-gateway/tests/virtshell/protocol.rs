@@ -349,6 +349,34 @@ fn requests_have_an_id() {
     });
 }
 
+#[test]
+fn what_a_request_writes_carries_its_id() {
+    row(async |w| {
+        let id = |object: &kube::api::ObjectMeta| {
+            let annotations = object.annotations.as_ref();
+            annotations.and_then(|a| a.get(virtshell_crds::ANNOTATION_REQUEST_ID).cloned())
+        };
+        let create = Request::new("POST", "B1/instances").header("X-Request-Id", "abc-1");
+        let body = json!({"name": "traced", "image": "ubuntu_server_14.04.2_amd64"});
+        let task = w.send(&create.body(&body)).in_progress("create").json()["task"].clone();
+        let task = w.store.tasks.by_uid(task.as_str().unwrap()).unwrap();
+        assert_eq!(id(&task.metadata).as_deref(), Some("abc-1"));
+        let instances = w.api::<virtshell_crds::Instance>();
+        let name = virtshell_crds::names::object_name("traced");
+        assert_eq!(
+            id(&instances.get(&name).await.unwrap().metadata).as_deref(),
+            Some("abc-1")
+        );
+
+        let change = Request::new("PUT", "B1/instances/traced").header("X-Request-Id", "abc-2");
+        w.send(&change.body(&json!({"description": "x"}))).ok("update");
+        assert_eq!(
+            id(&instances.get(&name).await.unwrap().metadata).as_deref(),
+            Some("abc-2")
+        );
+    });
+}
+
 pub fn names(list: &Value) -> Vec<String> {
     list.as_array()
         .unwrap()

@@ -22,7 +22,7 @@ use super::routes::{self, Input, Match};
 use super::upload::{self, Upload};
 use super::values::Fields;
 use crate::auth::{self, Authenticator, signature};
-use crate::dialects::{Dialect, Trace};
+use crate::dialects::{Dialect, RequestId, Trace};
 use crate::service::{Caller, Kind, Service, Verb};
 
 /// Most bytes of a JSON body.
@@ -136,7 +136,7 @@ impl VirtShell {
             })?;
         trace.route = found.route.path;
         self.service.store().health()?;
-        let caller = self.authenticator.caller(
+        let mut caller = self.authenticator.caller(
             &auth::Request {
                 method: parts.method.as_str(),
                 resource: path,
@@ -146,6 +146,9 @@ impl VirtShell {
             Timestamp::now(),
         )?;
         trace.user.clone_from(&caller.name);
+        if let Some(id) = parts.extensions.get::<RequestId>() {
+            id.as_str().clone_into(&mut caller.request_id);
+        }
         if !request.is_valid {
             return Err(Rejection::BadPath);
         }

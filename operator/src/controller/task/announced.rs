@@ -7,7 +7,8 @@ use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, PostParams};
 use virtshell_crds::task::TaskTarget;
 use virtshell_crds::{
-    ANNOTATION_CREATE_TASK, ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, Task, TaskSpec,
+    ANNOTATION_CREATE_TASK, ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_REQUEST_ID, Instance,
+    Task, TaskSpec,
 };
 
 use super::SECOND_HALF;
@@ -85,7 +86,11 @@ fn announced(instance: &Instance, name: &str, source: Option<&str>) -> Task {
         ),
         (None, None) => ("create_instance", format!("Create a new instance {what}")),
     };
-    let kept = [ANNOTATION_CREATED_BY, ANNOTATION_CREATED_AT];
+    let kept = [
+        ANNOTATION_CREATED_BY,
+        ANNOTATION_CREATED_AT,
+        ANNOTATION_REQUEST_ID,
+    ];
     let annotations = kept
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), instance.annotations().get(key)?.clone())));

@@ -15,8 +15,8 @@ use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState, TaskRef, TaskTarget};
 use virtshell_crds::{
-    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, Task, TaskAssignment, TaskAssignmentSpec,
-    TaskStatus, names,
+    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_REQUEST_ID, Instance, Task, TaskAssignment,
+    TaskAssignmentSpec, TaskStatus, names,
 };
 
 use super::guest::{self, Given, HostState, Plan, Seen};
@@ -234,7 +234,11 @@ async fn give(ctx: &Context, task: &Task, host: &str, targets: Vec<AssignedTarge
 
 fn assignment(task: &Task, host: &str, targets: Vec<AssignedTarget>) -> TaskAssignment {
     let (name, uid) = (task.name_any(), task.uid().unwrap_or_default());
-    let kept = [ANNOTATION_CREATED_BY, ANNOTATION_CREATED_AT];
+    let kept = [
+        ANNOTATION_CREATED_BY,
+        ANNOTATION_CREATED_AT,
+        ANNOTATION_REQUEST_ID,
+    ];
     let annotations = kept
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), task.annotations().get(key)?.clone())));

@@ -22,7 +22,8 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::json;
 use virtshell_crds::task::{TargetGeneration, TaskTarget};
 use virtshell_crds::{
-    ANNOTATION_CREATED_AT, Instance, MANAGER_CONTROLLER, PowerState, Task, TaskState, TaskStatus, launch,
+    ANNOTATION_CREATED_AT, ANNOTATION_REQUEST_ID, Instance, MANAGER_CONTROLLER, PowerState, Task, TaskState,
+    TaskStatus, launch,
 };
 
 use super::cache::ObjectKey;
@@ -313,9 +314,12 @@ async fn act(
             json!({"powerState": PowerState::Running, "restartToken": token, "restartMode": "Graceful"})
         }
     };
-    patch_instance(ctx, instance, json!({ "spec": spec }))
-        .await
-        .map(Some)
+    let mut patch = json!({ "spec": spec });
+    // What becomes of it is told under the request that asked for it.
+    if let Some(request) = task.annotations().get(ANNOTATION_REQUEST_ID) {
+        patch["metadata"]["annotations"][ANNOTATION_REQUEST_ID] = json!(request);
+    }
+    patch_instance(ctx, instance, patch).await.map(Some)
 }
 
 fn failed(instance: &Instance) -> bool {
