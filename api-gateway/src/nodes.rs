@@ -76,6 +76,31 @@ pub struct Memory {
 pub struct Guest {
     /// Its interfaces, loopback included.
     pub interfaces: Option<Vec<GuestInterface>>,
+    /// Its swap space.
+    pub swap: Option<GuestSwap>,
+    /// Threads of all its processes.
+    pub tasks: Option<GuestTasks>,
+    /// Its IPv4 default gateway.
+    pub gateway: Option<String>,
+}
+
+/// Swap space of a guest.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestSwap {
+    /// All of it, in KiB.
+    pub total_kib: u64,
+}
+
+/// Threads of all processes of a guest.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+pub struct GuestTasks {
+    /// All.
+    pub total: u64,
+    /// Running, or ready to.
+    pub running: u64,
+    /// Waiting for a device.
+    pub blocked: u64,
 }
 
 /// An interface as the guest sees it.

@@ -14,7 +14,7 @@ use super::effective::addresses;
 use super::error::{object_name, uid};
 use super::selection::Selector;
 use super::{Caller, Kind, Service, ServiceError, Verb};
-use crate::nodes::{Guest, NodeError, Stats};
+use crate::nodes::{Guest, GuestTasks, NodeError, Stats};
 use crate::store::Cached;
 
 /// How long the nodes may take for all values of one request.
@@ -85,6 +85,12 @@ pub struct Live {
     pub addresses: Addresses,
     /// Network mask of its first IPv4 address.
     pub mask: Option<String>,
+    /// IPv4 address of its way to everywhere.
+    pub gateway: Option<String>,
+    /// Swap space it has, MiB.
+    pub swap_mib: Option<i64>,
+    /// Threads of its processes.
+    pub tasks: Option<GuestTasks>,
     /// Interfaces.
     pub interfaces: Option<Vec<InterfaceStatus>>,
 }
@@ -206,7 +212,12 @@ impl Service {
         }
         if wanted.guest {
             match self.nodes().guest(&host, instance).await {
-                Ok(guest) => live.mask = mask(&guest),
+                Ok(guest) => {
+                    live.mask = mask(&guest);
+                    live.swap_mib = guest.swap.map(|swap| mib(swap.total_kib));
+                    live.tasks = guest.tasks;
+                    live.gateway = guest.gateway;
+                }
                 Err(error) => unanswered(instance, &error),
             }
         }
@@ -366,6 +377,7 @@ mod tests {
                     })
                     .collect(),
             ),
+            ..Guest::default()
         };
         for (interfaces, expected) in [
             (

@@ -208,18 +208,23 @@ fn network_values() {
         node.answers(
             &format!("{name}/agent"),
             json!({"interfaces": [{"name": "lo", "mac": null, "addresses": ["127.0.0.1/8"]},
-                {"name": "eth0", "mac": "52:54:00:aa:bb:01", "addresses": ["10.1.2.3/24"]}]}),
+                {"name": "eth0", "mac": "52:54:00:aa:bb:01", "addresses": ["10.1.2.3/24"]}],
+                "swap": {"totalKib": 2048, "usedKib": 8}, "gateway": "10.1.2.1",
+                "tasks": {"total": 80, "running": 2, "blocked": 1}}),
         );
-        let body = json!({"properties": ["ip", "mask", "interfaces"], "hosts": "WebServer"});
-        let expected = json!({"ip": {"ipv4": ["10.1.2.3"], "ipv6": []}, "mask": "255.255.255.0", "interfaces": [
+        let words = ["mask", "interfaces", "swap", "gateway", "process"];
+        let asked = [&["ip"], &words[..]].concat();
+        let body = json!({"properties": asked, "hosts": "WebServer"});
+        let process = json!({"total": null, "running": 2, "sleeping": 77, "stuck": 1, "threads": 80});
+        let expected = json!({"swap": 2, "gateway": "10.1.2.1", "process": process, "ip": {"ipv4": ["10.1.2.3"], "ipv6": []}, "mask": "255.255.255.0", "interfaces": [
             {"name": "eth0", "mac": "52:54:00:aa:bb:01", "ipv4": ["10.1.2.3"], "ipv6": []}]});
         w.until("the address is seen", || {
             ask(w, &body).json()["ip"] == expected["ip"]
         })
         .await;
         let seen = ask(w, &body).json();
-        for word in ["mask", "interfaces"] {
-            assert_eq!(seen[word], expected[word]);
+        for word in words {
+            assert_eq!(seen[word], expected[word], "{word}");
         }
     });
 }

@@ -139,7 +139,7 @@ fn wanted(properties: &[String]) -> Wanted {
     Wanted {
         stats: any(&["memory", "total_memory", "cpus"]),
         cpu_use: any(&["cpu"]),
-        guest: any(&["mask"]),
+        guest: any(&["mask", "gateway", "swap", "process"]),
         interfaces: any(&["interfaces"]),
     }
 }
@@ -184,7 +184,18 @@ fn live_value(word: &str, live: &Live) -> Value {
             });
             view.collect()
         }),
-        // swap, process, gateway: node agents do not tell.
+        "swap" => json!(live.swap_mib),
+        "gateway" => json!(live.gateway),
+        // Linux says how many threads there are, and of how many processes nowhere but in a list of them.
+        "process" => live.tasks.map_or(Value::Null, |tasks| {
+            json!({
+                "total": null,
+                "running": tasks.running,
+                "sleeping": tasks.total.saturating_sub(tasks.running + tasks.blocked),
+                "stuck": tasks.blocked,
+                "threads": tasks.total,
+            })
+        }),
         _ => Value::Null,
     }
 }
