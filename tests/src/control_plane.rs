@@ -1,5 +1,6 @@
 //! A real control plane: etcd, kube-apiserver and kube-controller-manager, with VirtShell's manifests installed.
 
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -108,6 +109,16 @@ impl ControlPlane {
             output.status.success(),
             "the API server does not end: {complaint}"
         );
+        // The kernel takes a moment to release the port of a process that was large; until then another one would be chosen.
+        let port = std::fs::read_to_string(self.directory.join("run/kube-apiserver.port"))?;
+        let deadline = std::time::Instant::now() + crate::wait::SOON;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port.trim().parse()?)).is_ok() {
+            anyhow::ensure!(
+                std::time::Instant::now() < deadline,
+                "port {port} is still listened on"
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         Ok(())
     }
 
