@@ -1,5 +1,6 @@
 //! A gateway over a real API server, with the fixtures of the contract, fresh for every row.
 
+pub mod document;
 pub mod fixtures;
 pub mod node;
 
@@ -285,7 +286,9 @@ impl World {
         let _ = stream.write_all(request.body.as_bytes());
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
-        parse(&bytes)
+        let reply = parse(&bytes);
+        document::allows(request.method, target, &reply);
+        reply
     }
 
     /// What goes before the body.

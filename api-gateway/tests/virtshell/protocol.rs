@@ -384,3 +384,20 @@ pub fn names(list: &Value) -> Vec<String> {
         .map(|o| o["name"].as_str().unwrap().to_owned())
         .collect()
 }
+
+#[test]
+fn the_document_is_for_everybody() {
+    row(async |w| {
+        for base in ["B0", "B1", "B2", "B3", "B4"] {
+            let path = format!("{base}/openapi.json");
+            let reply = w.send(&Request::new("GET", &path).unsigned());
+            reply.exactly(200, &virtshell_gateway::dialects::virtshell::document());
+            w.send(
+                &Request::new("GET", &path)
+                    .header("Accept", "text/html")
+                    .unsigned(),
+            );
+            w.send(&Request::new("POST", &path).unsigned()).error(501);
+        }
+    });
+}

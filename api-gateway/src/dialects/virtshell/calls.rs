@@ -12,19 +12,7 @@ use crate::service::guest_work::{Copy, CopySource};
 use crate::service::selection::Selector;
 
 pub async fn clone(call: Call) -> Result<Answer, Rejection> {
-    let fields = call.fields();
-    let new_name = fields.text(&["new_name", "clone_name", "target"])?;
-    let (sources, new_name) = match call.captures.first() {
-        // The path has the source: what else has a name is the clone.
-        Some(source) => {
-            let new_name = match new_name {
-                None => fields.text(&["name"])?,
-                given => given,
-            };
-            (vec![Selector::Name(source.clone())], new_name)
-        }
-        None => (selector::targets(&call)?, new_name),
-    };
+    let (sources, new_name) = clone_of(call.fields(), call.captures.first())?;
     let task = call
         .service
         .clone_instance(&call.caller, &sources, new_name.as_deref())
@@ -33,9 +21,7 @@ pub async fn clone(call: Call) -> Result<Answer, Rejection> {
 }
 
 pub async fn execute_command(call: Call) -> Result<Answer, Rejection> {
-    let fields = call.fields();
-    let command = required(fields, &["command"])?;
-    let targets = selector::read(fields)?;
+    let (command, targets) = command(call.fields())?;
     let task = call
         .service
         .execute_command(&call.caller, command, &targets)
@@ -44,7 +30,38 @@ pub async fn execute_command(call: Call) -> Result<Answer, Rejection> {
 }
 
 pub async fn copy_files(call: Call) -> Result<Answer, Rejection> {
-    let fields = call.fields();
+    let (copy, targets) = copy(call.fields())?;
+    let task = call.service.copy_files(&call.caller, copy, &targets).await?;
+    // Both spellings of the call are documented, each with a member of its own.
+    Ok(Answer::ok(&json!({
+        "copy_file": "in progress", "copy_files": "in progress", "task": task.metadata.uid,
+    })))
+}
+
+/// What is cloned, and the clone's name.
+fn clone_of(
+    fields: Fields<'_>,
+    in_path: Option<&String>,
+) -> Result<(Vec<Selector>, Option<String>), Rejection> {
+    let new_name = fields.text(&["new_name", "clone_name", "target"])?;
+    match in_path {
+        // The path has the source: what else has a name is the clone.
+        Some(source) => {
+            let new_name = match new_name {
+                None => fields.text(&["name"])?,
+                given => given,
+            };
+            Ok((vec![Selector::Name(source.clone())], new_name))
+        }
+        None => Ok((selector::targets(fields, None)?, new_name)),
+    }
+}
+
+fn command(fields: Fields<'_>) -> Result<(String, Vec<Selector>), Rejection> {
+    Ok((required(fields, &["command"])?, selector::read(fields)?))
+}
+
+fn copy(fields: Fields<'_>) -> Result<(Copy, Vec<Selector>), Rejection> {
     let copy = Copy {
         source: copy_source(fields)?,
         destination: required(fields, &["destination"])?,
@@ -52,12 +69,7 @@ pub async fn copy_files(call: Call) -> Result<Answer, Rejection> {
         group: fields.text(&["group"])?,
         mode: fields.text(&["mode"])?,
     };
-    let targets = selector::read(fields)?;
-    let task = call.service.copy_files(&call.caller, copy, &targets).await?;
-    // Both spellings of the call are documented, each with a member of its own.
-    Ok(Answer::ok(&json!({
-        "copy_file": "in progress", "copy_files": "in progress", "task": task.metadata.uid,
-    })))
+    Ok((copy, selector::read(fields)?))
 }
 
 /// What is copied is named in exactly one way.
@@ -91,4 +103,36 @@ fn copy_source(fields: Fields<'_>) -> Result<CopySource, Rejection> {
 fn required(fields: Fields<'_>, members: &[&'static str]) -> Result<String, Rejection> {
     let text = fields.text(members)?;
     text.ok_or(Rejection::MissingField(members[0]))
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::{clone_of, command, copy};
+
+    pub fn clone() -> About {
+        About::new("Clone an instance", Told::in_progress(&["clone"]))
+            .details(
+                "The clone has a copy of its disks, runs on the same host and is the caller's. Without a name it is called \
+                `<source>_clone`, then `_clone_2` and so on.",
+            )
+            .reads_call("Clone", |fields| clone_of(fields, None).map(drop))
+            .may_miss()
+    }
+
+    pub fn execute_command() -> About {
+        About::new("Execute a command in instances", Told::in_progress(&["execute_command"]))
+            .details("It is run by root's login shell; the task has what it printed and ended with, for each instance.")
+            .reads_call("Command", |fields| command(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn copy_files() -> About {
+        About::new(
+            "Copy a stored file, or a folder of them, into instances",
+            Told::in_progress(&["copy_file", "copy_files"]),
+        )
+        .reads_call("Copy", |fields| copy(fields).map(drop))
+        .may_miss()
+    }
 }

@@ -62,21 +62,29 @@ impl Call {
 
     /// The members of the body.
     pub fn fields(&self) -> Fields<'_> {
-        Fields(&self.body)
+        Fields::of(&self.body)
     }
 
     /// The name of what is to be made: from the body, or from the path. Both must say the same.
     pub fn new_name(&self, members: &[&'static str]) -> Result<String, Rejection> {
-        let in_body = self.fields().string(members)?;
-        match (in_body, self.captures.first()) {
-            (Some(name), Some(path)) if name != *path => Err(Rejection::invalid(
-                members[0],
-                "differs from the name in the path",
-            )),
-            (Some(name), _) => Ok(name),
-            (None, Some(path)) => Ok(path.clone()),
-            (None, None) => Err(Rejection::MissingField(members[0])),
-        }
+        new_name(self.fields(), self.captures.first(), members)
+    }
+}
+
+/// The name of what is to be made, where the path may have one too.
+pub fn new_name(
+    fields: Fields<'_>,
+    in_path: Option<&String>,
+    members: &[&'static str],
+) -> Result<String, Rejection> {
+    match (fields.name(members)?, in_path) {
+        (Some(name), Some(path)) if name != *path => Err(Rejection::invalid(
+            members[0],
+            "differs from the name in the path",
+        )),
+        (Some(name), _) => Ok(name),
+        (None, Some(path)) => Ok(path.clone()),
+        (None, None) => Err(Rejection::MissingField(members[0])),
     }
 }
 
@@ -129,6 +137,10 @@ impl VirtShell {
         let (base, below) = self.below_base(path).unzip();
         let base = base.unwrap_or_default();
         let request = Target::read(below, parts.uri.query());
+        if let Some((path, answer)) = routes::find_public(&parts.method, &request.segments) {
+            trace.route = path;
+            return Ok(answer());
+        }
         let found =
             routes::find(&parts.method, &request.segments).ok_or_else(|| Rejection::NotImplemented {
                 method: parts.method.to_string(),

@@ -9,10 +9,11 @@ use futures::StreamExt;
 use futures::stream;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::Serialize;
-use serde_json::json;
+use utoipa::ToSchema;
 use virtshell_crds::File;
 use virtshell_crds::file_ref::path_of;
 
+use super::about::Success;
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
@@ -21,6 +22,7 @@ use super::values::Fields;
 use super::view::{Common, common, non_empty, permissions, uuid};
 use crate::service::Verb;
 use crate::service::files::{Bytestream, FileChange, NewFile};
+use crate::service::objects::Ownership;
 use crate::store::Cached;
 
 /// What a name of a file may hold and a URI may not.
@@ -59,32 +61,38 @@ pub async fn raw(call: Call) -> Result<Answer, Rejection> {
 pub async fn create(mut call: Call) -> Result<Answer, Rejection> {
     call.service.permit_create::<File>(&call.caller)?;
     let form = read_form(&mut call).await?;
-    let fields = Fields(&form.fields);
     let file = form.file.ok_or(Rejection::MissingParameter("file"))?;
-    let folder = fields
-        .string(&FOLDER)?
-        .map(|folder| folder.trim_matches('/').to_owned());
-    let (folder, name) = full_name(call.captures.first().map(|path| path_of(path)), folder, file.name)?;
+    let beside = beside(Fields::of(&form.fields))?;
+    let (folder, name) = full_name(
+        call.captures.first().map(|path| path_of(path)),
+        beside.folder,
+        file.name,
+    )?;
     let new = NewFile {
         folder,
         name,
-        permissions: fields.string(&["permissions"])?,
-        ownership: fields.ownership()?,
+        permissions: beside.permissions,
+        ownership: beside.ownership,
         content: file.content,
     };
     let made = call.service.create_file(&call.caller, new).await?;
     let uri = uri(&call, &made);
-    let body = json!({"create": "success", "uri": uri, "location": uri, "uuid": uuid(made.as_ref())});
+    let body = Made {
+        create: "success",
+        location: uri.clone(),
+        uri,
+        uuid: uuid(made.as_ref()),
+    };
     Ok(Answer::ok(&body).created())
 }
 
 pub async fn update(mut call: Call) -> Result<Answer, Rejection> {
     let file = permitted(&call, Verb::Update)?;
     let form = read_form(&mut call).await?;
-    let fields = Fields(&form.fields);
+    let (permissions, ownership) = who_may(Fields::of(&form.fields))?;
     let change = FileChange {
-        permissions: fields.string(&["permissions"])?,
-        ownership: fields.ownership()?,
+        permissions,
+        ownership,
         // The name that comes with it is ignored: files are not renamed.
         content: form.file.map(|file| file.content),
     };
@@ -96,6 +104,27 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
     let file = permitted(&call, Verb::Delete)?;
     call.service.delete_file(&file).await?;
     Ok(Answer::success("delete"))
+}
+
+/// What a form says of a new file, beside its content.
+struct Beside {
+    folder: Option<String>,
+    permissions: Option<String>,
+    ownership: Ownership,
+}
+
+fn beside(fields: Fields<'_>) -> Result<Beside, Rejection> {
+    let folder = fields.string(&FOLDER)?;
+    let (permissions, ownership) = who_may(fields)?;
+    Ok(Beside {
+        folder: folder.map(|folder| folder.trim_matches('/').to_owned()),
+        permissions,
+        ownership,
+    })
+}
+
+fn who_may(fields: Fields<'_>) -> Result<(Option<String>, Ownership), Rejection> {
+    Ok((fields.permissions()?, fields.ownership()?))
 }
 
 fn permitted(call: &Call, verb: Verb) -> Result<Arc<File>, Rejection> {
@@ -185,22 +214,51 @@ fn uri(call: &Call, file: &File) -> String {
     )
 }
 
-#[derive(Serialize)]
+/// A new file.
+#[derive(Serialize, ToSchema)]
+#[schema(as = FileCreated)]
+struct Made {
+    /// That it was made.
+    #[schema(value_type = Success)]
+    create: &'static str,
+    /// Where its metadata is.
+    uri: String,
+    /// The same as `uri`.
+    location: String,
+    /// Names it as well as its name does.
+    #[schema(format = Uuid)]
+    uuid: String,
+}
+
+/// A stored file, without its content.
+#[derive(Serialize, ToSchema)]
+#[schema(as = File)]
 struct View {
+    /// Its name within its folder; it stays.
     name: String,
+    /// The same as `folder_name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     directory_path: Option<String>,
+    /// The folder it is in, if any: names, joined with `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
     folder_name: Option<String>,
+    /// Where the content is kept; it means nothing to clients.
     location: String,
+    /// Where this metadata is.
     uri: String,
+    /// The same as `uri`.
     download_url: String,
+    /// Bytes of the content.
     size: i64,
+    /// SHA-256 of the content, in hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     sha256: Option<String>,
+    /// Who may do what with it, as it was sent.
     permissions: String,
+    /// Name of the user who owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
+    /// Name of the group that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
     #[serde(flatten)]
@@ -226,6 +284,51 @@ fn view(call: &Call, file: &File) -> View {
         owner: spec.owner.clone(),
         group: spec.group.clone(),
         common: common(file),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use serde_json::json;
+
+    use super::super::about::{About, Told};
+    use super::{Made, View, beside, who_may};
+
+    pub fn list() -> About {
+        About::new("List files", Told::list::<View>("files"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show a file", Told::one::<View>()).may_miss()
+    }
+
+    pub fn content() -> About {
+        let content = json!({"type": "string", "contentEncoding": "base64"});
+        About::new("Read a file's content, in base64", Told::json(content)).may_miss()
+    }
+
+    pub fn raw() -> About {
+        let mut answer = Told::one::<View>();
+        answer.content.push(("application/octet-stream", json!({})));
+        About::new("Download a file", answer)
+            .details("Clients that accept JSON by name get what is known of the file, all others its bytes.")
+            .may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Store a file", Told::one::<Made>().with_status(201))
+            .reads_form::<View>("NewFile", |fields| beside(fields).map(drop))
+    }
+
+    pub fn update() -> About {
+        About::new("Change a file's content or permissions", Told::success("update"))
+            .reads_form::<View>("FileChange", |fields| who_may(fields).map(drop))
+            .reads::<View>("FilePermissions", |fields| who_may(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a file", Told::success("delete")).may_miss()
     }
 }
 

@@ -1,6 +1,7 @@
 //! `/groups`: users that permissions speak of together.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use virtshell_crds::Group;
 
 use super::answer::Answer;
@@ -54,21 +55,29 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
 
 fn change(fields: Fields<'_>) -> Result<GroupChange, Rejection> {
     Ok(GroupChange {
-        name: fields.string(&["name"])?,
+        name: fields.name(&["name"])?,
         users: fields.references(&["users"])?,
     })
 }
 
-#[derive(Serialize)]
+/// A user of a group.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Member)]
 struct Member {
+    /// Name of the user.
     username: String,
+    /// uuid of the user, when there is such a user.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
 }
 
-#[derive(Serialize)]
+/// Users that permissions speak of together.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Group)]
 struct View {
+    /// Its name; it stays.
     name: String,
+    /// Its members: who is listed here, and the users that list the group.
     users: Vec<Member>,
     #[serde(flatten)]
     common: Common,
@@ -83,5 +92,39 @@ fn view(service: &Service, group: &Group) -> View {
             .map(|(username, id)| Member { username, id })
             .collect(),
         common: common(group),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::super::edge::new_name;
+    use super::{View, change};
+
+    pub fn list() -> About {
+        About::new("List groups", Told::list::<View>("groups"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show a group", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create a group", Told::success("create")).reads::<View>("NewGroup", |fields| {
+            new_name(fields, None, &["name"])?;
+            change(fields).map(drop)
+        })
+    }
+
+    pub fn update() -> About {
+        About::new("Change a group", Told::success("update"))
+            .reads::<View>("GroupChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a group", Told::success("delete"))
+            .details("Refused while an existing user is a member.")
+            .may_miss()
     }
 }

@@ -1,8 +1,10 @@
 //! `/hosts`: machines that run instances.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use virtshell_crds::Host;
 
+use super::about::{BooleanText, HostWord, SizeText};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
@@ -54,7 +56,7 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
 
 fn change(fields: Fields<'_>) -> Result<HostChange, Rejection> {
     Ok(HostChange {
-        name: fields.string(&["name"])?,
+        name: fields.name(&["name"])?,
         os: fields.string(&["os"])?,
         memory_mib: fields.size("memory", sizes::HOST_MEMORY)?,
         disk_mib: fields.size("capacity", sizes::HOST_CAPACITY)?,
@@ -92,32 +94,53 @@ pub const MEMBERS: [&str; 18] = [
     "modified",
 ];
 
-#[derive(Serialize)]
+/// A machine that runs instances.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Host)]
 pub struct View {
+    /// Its name; it stays.
     name: String,
+    /// Free text.
     #[serde(skip_serializing_if = "Option::is_none")]
     os: Option<String>,
+    /// Memory for instances: what was declared, else what its agent reports; a bare number is in GB, in MB from 1024 on.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = SizeText, required = false)]
     memory: Option<String>,
+    /// Disk for instances: what was declared, else what its agent reports; a bare number is in GB.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = SizeText, required = false)]
     capacity: Option<String>,
+    /// Whether new instances are placed here.
+    #[schema(value_type = BooleanText)]
     enabled: &'static str,
+    /// What it is good for.
     #[serde(rename = "type")]
+    #[schema(value_type = HostWord)]
     type_: &'static str,
+    /// Its address inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     local_ipv4: Option<String>,
+    /// Its address inside.
     #[serde(skip_serializing_if = "Option::is_none")]
     local_ipv6: Option<String>,
+    /// Its address outside.
     #[serde(skip_serializing_if = "Option::is_none")]
     public_ipv4: Option<String>,
+    /// Its address outside.
     #[serde(skip_serializing_if = "Option::is_none")]
     public_ipv6: Option<String>,
+    /// Instances that are placed here.
     instances: Vec<NameAndId>,
+    /// The same as `section`.
     #[serde(skip_serializing_if = "Option::is_none")]
     partition: Option<String>,
+    /// The section it is in.
     #[serde(skip_serializing_if = "Option::is_none")]
     section: Option<String>,
+    /// What it can run: what was declared, else what its agent reports.
     drivers: Vec<String>,
+    /// The Kubernetes node whose agent serves it.
     #[serde(skip_serializing_if = "Option::is_none")]
     node_name: Option<String>,
     #[serde(flatten)]
@@ -168,5 +191,39 @@ pub fn view(service: &Service, host: &Host) -> View {
             .clone()
             .or_else(|| status.and_then(|s| non_empty(&s.node_name))),
         common: common(host),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::super::edge::new_name;
+    use super::{View, change};
+
+    pub fn list() -> About {
+        About::new("List hosts", Told::list::<View>("hosts"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show a host", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create a host", Told::success("create")).reads::<View>("NewHost", |fields| {
+            new_name(fields, None, &["name"])?;
+            change(fields).map(drop)
+        })
+    }
+
+    pub fn update() -> About {
+        About::new("Change a host", Told::success("update"))
+            .reads::<View>("HostChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a host", Told::success("delete"))
+            .details("Refused while it has instances.")
+            .may_miss()
     }
 }

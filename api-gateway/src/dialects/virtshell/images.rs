@@ -1,8 +1,10 @@
 //! `/images`: what instances boot from.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 use virtshell_crds::Image;
 
+use super::about::ImageWord;
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
@@ -28,10 +30,7 @@ pub async fn get(call: Call) -> Result<Answer, Rejection> {
 pub async fn create(call: Call) -> Result<Answer, Rejection> {
     call.service.permit_create::<Image>(&call.caller)?;
     let name = call.new_name(&["name"])?;
-    let change = change(call.fields())?;
-    if change.image_type.is_none() {
-        return Err(Rejection::MissingField("type"));
-    }
+    let change = new(call.fields())?;
     call.service.create_image(&call.caller, &name, change).await?;
     Ok(Answer::success("create"))
 }
@@ -72,9 +71,17 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
     Ok(Answer::success("delete"))
 }
 
+fn new(fields: Fields<'_>) -> Result<ImageChange, Rejection> {
+    let change = change(fields)?;
+    match change.image_type {
+        Some(_) => Ok(change),
+        None => Err(Rejection::MissingField("type")),
+    }
+}
+
 fn change(fields: Fields<'_>) -> Result<ImageChange, Rejection> {
     Ok(ImageChange {
-        name: fields.string(&["name"])?,
+        name: fields.name(&["name"])?,
         image_type: fields.image_type()?,
         download_url: fields.text(&["download_url"])?,
         container_resource: fields.text(&["container_resource"])?,
@@ -87,41 +94,62 @@ fn change(fields: Fields<'_>) -> Result<ImageChange, Rejection> {
         version: fields.string(&["version"])?,
         variant: fields.string(&["variant"])?,
         arch: fields.string(&["arch"])?,
-        permissions: fields.string(&["permissions"])?,
+        permissions: fields.permissions()?,
         ownership: fields.ownership()?,
     })
 }
 
-#[derive(Serialize)]
+/// What instances boot from.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Image)]
 struct View {
+    /// The same as `uuid`.
+    #[schema(format = Uuid)]
     id: String,
+    /// Its name; it stays.
     name: String,
+    /// What it is.
     #[serde(rename = "type")]
+    #[schema(value_type = ImageWord)]
     type_: &'static str,
+    /// Where the archive of a root file system is; of a stored file by its URI.
     #[serde(skip_serializing_if = "Option::is_none")]
     container_resource: Option<String>,
+    /// Where the ISO, disk or archive is; of a stored file by its URI.
     #[serde(skip_serializing_if = "Option::is_none")]
     download_url: Option<String>,
+    /// Where the answers for an installer are; of a stored file by its URI.
     #[serde(skip_serializing_if = "Option::is_none")]
     preseed_url: Option<String>,
+    /// Time zone of its instances.
     timezone: String,
+    /// Public key of who may log in.
     #[serde(skip_serializing_if = "Option::is_none")]
     ssh_key: Option<String>,
+    /// Operating system, when it was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     os: Option<String>,
+    /// Its release, when it was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     release: Option<String>,
+    /// Its version, when it was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
+    /// server or desktop, when it was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<String>,
+    /// Architecture, when it was said.
     #[serde(skip_serializing_if = "Option::is_none")]
     arch: Option<String>,
+    /// Free text.
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<String>,
+    /// Who may do what with it, as it was sent.
     permissions: String,
+    /// Name of the user who owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
+    /// Name of the group that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
     #[serde(flatten)]
@@ -149,5 +177,50 @@ fn view(image: &Image) -> View {
         owner: spec.owner,
         group: spec.group,
         common: common(image),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::super::edge::new_name;
+    use super::{View, change, new};
+
+    pub fn list() -> About {
+        About::new("List images", Told::list::<View>("images"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show an image", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create an image", Told::success("create")).reads::<View>("NewImage", |fields| {
+            new_name(fields, None, &["name"])?;
+            new(fields).map(drop)
+        })
+    }
+
+    pub fn update() -> About {
+        About::new("Change an image", Told::success("update"))
+            .reads::<View>("ImageChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete an image", Told::success("delete"))
+            .details("Instances that were made from it keep their copy.")
+            .may_miss()
+    }
+
+    pub fn create_or_update() -> About {
+        let answer = Told::success("create").or(Told::success("update"));
+        About::new("Create an image, or change the one of that name", answer).reads::<View>(
+            "NewImage",
+            |fields| {
+                new_name(fields, None, &["name"])?;
+                new(fields).map(drop)
+            },
+        )
     }
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 use virtshell_crds::{Instance, Phase};
 
+use super::about::{HostWord, LaunchCount, SizeText, VarsGiven};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
+use super::shape::Shape;
 use super::sizes::{self, size_text};
 use super::values::{Fields, launch_value, wrong_type};
 use super::view::{Common, common, permissions};
@@ -91,14 +94,14 @@ fn change(fields: Fields<'_>) -> Result<InstanceChange, Rejection> {
     let disk_mib = fields.size("hdsize", sizes::INSTANCE_DISK)?;
     let launch = fields.launch()?;
     Ok(InstanceChange {
-        name: fields.string(&["name"])?,
+        name: fields.name(&["name"])?,
         driver,
         host_type,
         memory_mib,
         cpus,
         disk_mib,
         launch,
-        permissions: fields.string(&["permissions"])?,
+        permissions: fields.permissions()?,
         description: fields.string(&["description"])?,
         environment: fields.reference(&["enviroment", "environment"])?,
         provisioner: fields.reference(&["provisioner"])?,
@@ -113,7 +116,7 @@ fn change(fields: Fields<'_>) -> Result<InstanceChange, Rejection> {
 
 /// Scalars by name, or the URL of a stored file.
 fn vars(fields: Fields<'_>) -> Result<Option<Vars>, Rejection> {
-    match fields.get(&["vars"]) {
+    match fields.get(&["vars"], Shape::Vars) {
         None => Ok(None),
         Some((_, Value::String(url))) if url.contains("://") => Ok(Some(Vars::From(url.clone()))),
         Some((name, Value::String(_))) => {
@@ -171,49 +174,108 @@ pub const MEMBERS: [&str; 26] = [
     "modified",
 ];
 
-#[derive(Serialize)]
+/// A virtual machine or container.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Instance)]
 pub struct View {
+    /// Its name, which no other enviroment has either; it stays.
     name: String,
+    /// Free text.
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
+    /// The enviroment it is in; `default` when none was given and there is one. It stays.
     enviroment: String,
+    /// How it is built; it stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     provisioner: Option<String>,
+    /// Who may do what with it, as it was sent.
     permissions: String,
+    /// The type of host that it wants; it stays.
+    #[schema(value_type = HostWord)]
     host_type: &'static str,
+    /// Address: what was sent, else what its host sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     ipv4: Option<String>,
+    /// Address: what was sent, else what its host sees.
     #[serde(skip_serializing_if = "Option::is_none")]
     ipv6: Option<String>,
+    /// What runs it: kvm, qemu or lxc; it stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     driver: Option<&'static str>,
+    /// The same as `driver`.
     #[serde(skip_serializing_if = "Option::is_none")]
     drive: Option<&'static str>,
+    /// Memory in MB.
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<i64>,
+    /// Virtual CPUs.
     #[serde(skip_serializing_if = "Option::is_none")]
     cpus: Option<i32>,
+    /// Disk; a bare number is in GB, in MB from 10240 on. It only grows.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = SizeText, required = false)]
     hdsize: Option<String>,
+    /// What it boots from; it stays.
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<String>,
+    /// The same as `image`.
     #[serde(skip_serializing_if = "Option::is_none")]
     operating_system: Option<String>,
+    /// How many it stands for; it stays.
+    #[schema(value_type = LaunchCount)]
     launch: Value,
+    /// Names of the instances that it stands for, when it stands for several.
     #[serde(skip_serializing_if = "Option::is_none")]
     launched: Option<Vec<String>>,
+    /// What its executor gets.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = VarsGiven, required = false)]
     vars: Option<Value>,
+    /// Its own tags: selectors find it by these and by its provisioner's.
     tags: Vec<String>,
+    /// Name of the user who owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
+    /// Name of the group that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
-    status: &'static str,
+    /// What it is doing.
+    status: Status,
+    /// Name of the host it is placed on.
     #[serde(skip_serializing_if = "Option::is_none")]
     host: Option<String>,
     #[serde(flatten)]
     common: Common,
+}
+
+/// What an instance is doing.
+#[derive(Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = InstanceStatus)]
+enum Status {
+    Pending,
+    Creating,
+    Provisioning,
+    Running,
+    Stopped,
+    Paused,
+    Deleting,
+    Failed,
+}
+
+impl From<Phase> for Status {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Pending => Self::Pending,
+            Phase::Creating => Self::Creating,
+            Phase::Provisioning => Self::Provisioning,
+            Phase::Running => Self::Running,
+            Phase::Stopped => Self::Stopped,
+            Phase::Paused => Self::Paused,
+            Phase::Deleting => Self::Deleting,
+            Phase::Failed => Self::Failed,
+        }
+    }
 }
 
 /// All that is shown.
@@ -245,21 +307,56 @@ pub fn view(service: &Service, instance: &Instance, launched: Option<Vec<String>
         tags: spec.tags.iter().map(|tag| tag.0.clone()).collect(),
         owner: spec.owner.clone(),
         group: spec.group.clone(),
-        status: status_word(service.phase(instance)),
+        status: service.phase(instance).into(),
         host: service.host_name(instance),
         common: common(instance),
     }
 }
 
-const fn status_word(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Pending => "pending",
-        Phase::Creating => "creating",
-        Phase::Provisioning => "provisioning",
-        Phase::Running => "running",
-        Phase::Stopped => "stopped",
-        Phase::Paused => "paused",
-        Phase::Deleting => "deleting",
-        Phase::Failed => "failed",
+/// What the API's document says of these routes.
+pub mod about {
+    use serde_json::json;
+
+    use super::super::about::{About, Told, object, uuid};
+    use super::super::edge::new_name;
+    use super::{View, change};
+
+    pub fn list() -> About {
+        About::new("List instances", Told::list::<View>("instances"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show an instance", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create an instance", Told::in_progress(&["create"]))
+            .details("It needs a provisioner or an image. The task tells how it goes.")
+            .reads::<View>("NewInstance", |fields| {
+                new_name(fields, None, &["name"])?;
+                change(fields).map(drop)
+            })
+            .may_lack()
+            .may_find_no_host()
+    }
+
+    pub fn update() -> About {
+        About::new(
+            "Change an instance",
+            Told::success("update").or(Told::json(object(&[
+                ("update", json!({"const": "success"})),
+                ("task", uuid()),
+            ]))),
+        )
+        .details("There is a task when memory, cpus or hdsize change.")
+        .reads::<View>("InstanceChange", |fields| change(fields).map(drop))
+        .may_miss()
+        .may_lack()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete an instance", Told::in_progress(&["delete"]))
+            .details("It can be read until its host has removed it.")
+            .may_miss()
     }
 }

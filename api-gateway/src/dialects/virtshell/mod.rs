@@ -1,9 +1,10 @@
 //! VirtShell's own REST API, version 1.
 //!
 //! [`routes`] lists what is served; [`edge`] is the way of every request; one module per collection translates bodies
-//! into intents of [`crate::service`] and outcomes into views; [`values`] and [`selector`] read what is on the wire;
-//! [`error`] renders refusals.
+//! into intents of [`crate::service`] and outcomes into views, and says what its routes are [`about`]; [`values`] and
+//! [`selector`] read what is on the wire; [`error`] renders refusals; [`openapi`] is the document of all of it.
 
+mod about;
 mod answer;
 mod calls;
 mod edge;
@@ -14,6 +15,8 @@ mod groups;
 mod hosts;
 mod images;
 mod instances;
+mod missing;
+mod openapi;
 mod packages;
 mod power;
 mod properties;
@@ -21,6 +24,7 @@ mod provisioners;
 mod routes;
 mod sections;
 mod selector;
+mod shape;
 mod sizes;
 mod tasks;
 mod upload;
@@ -31,10 +35,7 @@ mod view;
 use std::sync::Arc;
 
 pub use edge::{Limits, Mounted, VirtShell};
-
-use answer::Answer;
-use edge::Call;
-use error::Rejection;
+pub use openapi::{document, document_text};
 
 #[cfg(test)]
 mod properties_of_parsers;
@@ -45,14 +46,4 @@ impl VirtShell {
     pub fn mounted(self) -> Mounted {
         Mounted(Arc::new(self))
     }
-}
-
-/// A change of a whole collection is none: the name is missing in the path.
-async fn missing_name(_: Call) -> Result<Answer, Rejection> {
-    Err(Rejection::MissingParameter("name parameter"))
-}
-
-/// The same for tasks, which have no names.
-async fn missing_uuid(_: Call) -> Result<Answer, Rejection> {
-    Err(Rejection::MissingParameter("uuid parameter"))
 }

@@ -19,7 +19,36 @@ pub async fn restart(call: Call) -> Result<Answer, Rejection> {
 }
 
 async fn change(call: Call, power: Power, verb: &str) -> Result<Answer, Rejection> {
-    let selectors = selector::targets(&call)?;
+    let selectors = selector::targets(call.fields(), call.captures.first())?;
     let task = call.service.change_power(&call.caller, power, &selectors).await?;
     Ok(Answer::in_progress(verb, &task))
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::selector;
+
+    pub fn start() -> About {
+        about("Start instances", "start", "A running one stays as it is.")
+    }
+
+    pub fn stop() -> About {
+        about(
+            "Stop instances",
+            "stop",
+            "They are asked to shut down, and powered off after 60 s.",
+        )
+    }
+
+    pub fn restart() -> About {
+        about("Restart instances", "restart", "A stopped one is started.")
+    }
+
+    fn about(summary: &'static str, verb: &'static str, details: &'static str) -> About {
+        About::new(summary, Told::in_progress(&[verb]))
+            .details(details)
+            .reads_call("Targets", |fields| selector::targets(fields, None).map(drop))
+            .may_miss()
+    }
 }

@@ -37,18 +37,7 @@ pub async fn list(call: Call) -> Result<Answer, Rejection> {
     } else {
         Cow::Borrowed(&call.body)
     };
-    let fields = Fields(&asked);
-    let properties = match fields.references(&["properties"])? {
-        Some(properties) if !properties.is_empty() => properties,
-        Some(_) | None => return Err(Rejection::MissingField("properties")),
-    };
-    if let Some(unknown) = properties.iter().find(|word| !is_known(word)) {
-        return Err(Rejection::UnknownProperty(unknown.clone()));
-    }
-    let selectors = selector::read(fields)?;
-    if selectors.is_empty() {
-        return Err(Rejection::MissingField("hosts"));
-    }
+    let (properties, selectors) = input(Fields::of(&asked))?;
     let subjects = call.service.subjects(&call.caller, &selectors)?;
     let live = call.service.live(&subjects, wanted(&properties)).await;
     let rows: Vec<Value> = subjects
@@ -60,6 +49,22 @@ pub async fn list(call: Call) -> Result<Answer, Rejection> {
         // One plain name is one object; a launch parent's stands for several.
         ([Selector::Name(_)], [row]) if !is_parent(&call.service, &selectors) => Ok(Answer::ok(row)),
         _ => Ok(Answer::list("properties", &rows)),
+    }
+}
+
+/// What is asked, and of what.
+fn input(fields: Fields<'_>) -> Result<(Vec<String>, Vec<Selector>), Rejection> {
+    let properties = match fields.references(&["properties"])? {
+        Some(properties) if !properties.is_empty() => properties,
+        Some(_) | None => return Err(Rejection::MissingField("properties")),
+    };
+    let selectors = selector::read(fields)?;
+    if selectors.is_empty() {
+        return Err(Rejection::MissingField("hosts"));
+    }
+    match properties.iter().find(|word| !is_known(word)) {
+        Some(unknown) => Err(Rejection::UnknownProperty(unknown.clone())),
+        None => Ok((properties, selectors)),
     }
 }
 
@@ -197,6 +202,46 @@ fn live_value(word: &str, live: &Live) -> Value {
             })
         }),
         _ => Value::Null,
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use serde_json::json;
+
+    use super::super::about::{About, Told, object, uuid};
+    use super::input;
+
+    pub fn list() -> About {
+        let row = json!({
+            "type": "object", "required": ["id", "name"], "additionalProperties": true,
+            "properties": {"id": uuid(), "name": {"type": "string"}},
+            "description": "A property each; null for what cannot be had now.",
+        });
+        let rows = object(&[("properties", json!({"type": "array", "items": row}))]);
+        About::new(
+            "Read properties of instances and hosts",
+            Told::json(row).or(Told::json(rows)),
+        )
+        .details("One plain name is answered with one object, everything else with a list.")
+        .reads_call("PropertiesOf", |fields| input(fields).map(drop))
+        .query(
+            "properties",
+            "What to read, joined with commas; used when there is no body.",
+        )
+        .query("instances", "Names of instances, joined with commas.")
+        .query("hosts", "Names of instances or hosts, joined with commas.")
+        .query("tags", "Tags of instances, joined with commas.")
+        .query("range", "Numbers that follow the names: `[1-3]`.")
+        .may_miss()
+    }
+
+    pub fn get() -> About {
+        About::new(
+            "Read one property of an instance",
+            Told::json(json!({"description": "The bare value."})),
+        )
+        .may_miss()
     }
 }
 

@@ -12,6 +12,8 @@ use virtshell_crds::file_ref::path_of;
 use virtshell_crds::permissions;
 
 use super::error::Rejection;
+use super::routes::ROUTES;
+use super::shape::{Reader, observe};
 use super::upload::{Form, Upload};
 use super::values::Fields;
 use super::{selector, sizes};
@@ -72,7 +74,7 @@ proptest! {
     #[test]
     fn selectors(instances in value(), tags in value()) {
         let body = body(&[("instances", instances), ("tags", tags)]);
-        let read = selector::read(Fields(&body));
+        let read = selector::read(Fields::of(&body));
         is_answered(&read)?;
         for selector in read.into_iter().flatten() {
             if let Selector::Matching(patterns) = selector {
@@ -87,9 +89,9 @@ proptest! {
         let body = body(&[("instances", json!({"name": &prefix, "range": format!("[{first}-{last}]")}))]);
         let expected: Vec<String> = (first..=last).map(|n| format!("{prefix}{n}")).collect();
         if prefix.is_empty() {
-            prop_assert!(selector::read(Fields(&body)).is_err());
+            prop_assert!(selector::read(Fields::of(&body)).is_err());
         } else {
-            prop_assert_eq!(selector::read(Fields(&body)), Ok(vec![Selector::Matching(expected)]));
+            prop_assert_eq!(selector::read(Fields::of(&body)), Ok(vec![Selector::Matching(expected)]));
         }
     }
 
@@ -116,10 +118,10 @@ proptest! {
     fn values_of_any_type(value in value()) {
         let body = body(&[("f", value.clone()), ("cpus", value.clone()), ("launch", value.clone()), ("driver", value.clone()),
             ("type", value)]);
-        let fields = Fields(&body);
+        let fields = Fields::of(&body);
         is_answered(&fields.string(&["f"]))?;
         is_answered(&fields.boolean("f"))?;
-        is_answered(&fields.integer("f"))?;
+        is_answered(&fields.integer("f", 1, 9))?;
         is_answered(&fields.cpus())?;
         is_answered(&fields.launch())?;
         is_answered(&fields.driver())?;
@@ -130,6 +132,17 @@ proptest! {
         is_answered(&fields.ipv4(&["f"], true))?;
         is_answered(&fields.ipv6("f"))?;
         is_answered(&fields.size("f", sizes::INSTANCE_MEMORY))?;
+    }
+
+    #[test]
+    fn bodies_of_every_route(route in any::<prop::sample::Index>(), values in proptest::collection::vec(value(), 40)) {
+        let abouts = ROUTES.iter().map(|route| (route.about)());
+        let readers: Vec<Reader> = abouts.flat_map(|about| [about.json, about.form]).flatten().map(|reads| reads.reader).collect();
+        let reader = *route.get(&readers);
+        let members = observe(reader).members;
+        let names = members.iter().flat_map(|member| &member.names);
+        let body = names.zip(values).map(|(name, value)| ((*name).to_owned(), value)).collect();
+        is_answered(&reader(Fields::of(&body)))?;
     }
 
     #[test]

@@ -1,15 +1,18 @@
 //! `/provisioners`: how instances are built.
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+use utoipa::ToSchema;
 use virtshell_crds::provisioner::ProvisionerDriver;
 use virtshell_crds::{Dependency, Provisioner};
 
+use super::about::{Gigabytes, LaunchCount};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
+use super::shape::Shape;
 use super::sizes::{self, size_in_gb};
-use super::values::{Fields, launch_value, one_reference, wrong_type};
+use super::values::{DRIVERS, Fields, launch_value, one_reference, wrong_type};
 use super::view::{Common, common, non_empty, permissions};
 use crate::service::Verb;
 use crate::service::provisioners::ProvisionerChange;
@@ -69,7 +72,7 @@ fn change(fields: Fields<'_>) -> Result<ProvisionerChange, Rejection> {
         (None, None, _) => None,
     };
     Ok(ProvisionerChange {
-        name: fields.string(&["name"])?,
+        name: fields.name(&["name"])?,
         description: fields.string(&["description"])?,
         version: fields.string(&["version"])?,
         launch: fields.launch()?,
@@ -82,24 +85,20 @@ fn change(fields: Fields<'_>) -> Result<ProvisionerChange, Rejection> {
         executor,
         tags: fields.references(&["tags", "tag"])?,
         depends: depends(fields)?,
-        permissions: fields.string(&["permissions"])?,
+        permissions: fields.permissions()?,
         ownership: fields.ownership()?,
     })
 }
 
 /// Any documented word; whether hosts run it matters when an instance is made.
 fn driver(fields: Fields<'_>) -> Result<Option<ProvisionerDriver>, Rejection> {
-    let Some((name, _)) = fields.get(&["driver", "drive"]) else {
+    let Some((name, text)) = fields.driver_word()? else {
         return Ok(None);
     };
-    let text = fields.string(&[name])?.unwrap_or_default().to_ascii_lowercase();
     let found = serde_json::from_value(Value::String(text));
-    found.map(Some).map_err(|_| {
-        Rejection::invalid(
-            name,
-            "must be one of kvm, qemu, lxc, docker, virtualbox, vmware, ec2",
-        )
-    })
+    found
+        .map(Some)
+        .map_err(|_| Rejection::invalid(name, format!("must be one of {}", DRIVERS.join(", "))))
 }
 
 fn checked_builder(url: String) -> Result<String, Rejection> {
@@ -126,7 +125,7 @@ fn base_name(url: &str) -> &str {
 
 /// Strings, or objects with a version.
 fn depends(fields: Fields<'_>) -> Result<Option<Vec<Dependency>>, Rejection> {
-    let values = match fields.get(&["depends"]) {
+    let values = match fields.get(&["depends"], Shape::Dependencies) {
         None => return Ok(None),
         Some((_, Value::Array(values))) => values,
         Some((name, other)) => return Err(wrong_type(name, other, "list")),
@@ -146,36 +145,69 @@ fn depends(fields: Fields<'_>) -> Result<Option<Vec<Dependency>>, Rejection> {
     values.iter().map(dependency).collect::<Result<_, _>>().map(Some)
 }
 
-#[derive(Serialize)]
-struct View {
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<String>,
+/// A provisioner that another one depends on.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Dependency)]
+struct DependencyView {
+    /// Its name.
+    provisioner_name: String,
+    /// The version that is wanted; a note.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<String>,
-    launch: Value,
+}
+
+/// How instances are built.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Provisioner)]
+struct View {
+    /// Its name; it stays.
+    name: String,
+    /// Free text.
     #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    /// Free text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    /// How many instances one request makes.
+    #[schema(value_type = LaunchCount)]
+    launch: Value,
+    /// Memory of its instances; a bare number is in GB, in MB from 1024 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Gigabytes, required = false)]
     memory: Option<Value>,
+    /// Virtual CPUs of its instances.
     #[serde(skip_serializing_if = "Option::is_none")]
     cpus: Option<i32>,
+    /// Disk of its instances; a bare number is in GB, in MB from 10240 on.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Gigabytes, required = false)]
     hdsize: Option<Value>,
+    /// Name of the image; it must exist when an instance uses it.
     #[serde(skip_serializing_if = "Option::is_none")]
     image: Option<String>,
+    /// Driver of its instances; docker, virtualbox, vmware and ec2 can be stored and not be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     driver: Option<&'static str>,
+    /// Git URL (http, https, git, ssh, file) of what is run in a new instance.
     #[serde(skip_serializing_if = "Option::is_none")]
     builder: Option<String>,
+    /// Command line that is run in the builder's folder; needed when there is a builder.
     #[serde(skip_serializing_if = "Option::is_none")]
     executor: Option<String>,
+    /// The first of its tags.
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
+    /// Its tags, when there are several: selectors find instances by them.
     #[serde(skip_serializing_if = "Option::is_none")]
     tags: Option<Vec<String>>,
-    depends: Vec<Value>,
+    /// Provisioners of which a running instance must be in the same enviroment first.
+    depends: Vec<DependencyView>,
+    /// Who may do what with it, as it was sent.
     permissions: String,
+    /// Name of the user who owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     owner: Option<String>,
+    /// Name of the group that owns it.
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
     #[serde(flatten)]
@@ -207,9 +239,47 @@ fn view(provisioner: &Provisioner) -> View {
     }
 }
 
-fn dependency_view(dependency: &Dependency) -> Value {
-    match non_empty(&dependency.version) {
-        Some(version) => json!({"provisioner_name": dependency.provisioner, "version": version}),
-        None => json!({"provisioner_name": dependency.provisioner}),
+fn dependency_view(dependency: &Dependency) -> DependencyView {
+    DependencyView {
+        provisioner_name: dependency.provisioner.clone(),
+        version: non_empty(&dependency.version),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::super::edge::new_name;
+    use super::{View, change};
+
+    pub fn list() -> About {
+        About::new("List provisioners", Told::list::<View>("provisioners"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show a provisioner", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create a provisioner", Told::success("create")).reads::<View>(
+            "NewProvisioner",
+            |fields| {
+                new_name(fields, None, &["name"])?;
+                change(fields).map(drop)
+            },
+        )
+    }
+
+    pub fn update() -> About {
+        About::new("Change a provisioner", Told::success("update"))
+            .details("Instances that it made keep what they have.")
+            .reads::<View>("ProvisionerChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a provisioner", Told::success("delete"))
+            .details("Instances that it made keep what they have.")
+            .may_miss()
     }
 }

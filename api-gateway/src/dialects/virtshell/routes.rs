@@ -6,11 +6,12 @@
 use axum::http::Method;
 use futures::future::BoxFuture;
 
+use super::about::About;
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::{
-    calls, enviroments, files, groups, hosts, images, instances, missing_name, missing_uuid, packages, power,
+    calls, enviroments, files, groups, hosts, images, instances, missing, openapi, packages, power,
     properties, provisioners, sections, tasks, users,
 };
 use crate::service::{Kind, Verb};
@@ -79,15 +80,18 @@ pub struct Route {
     pub input: Input,
     /// What answers.
     pub handler: Handler,
+    /// What the API's document says of it.
+    pub about: fn() -> About,
 }
 
 macro_rules! routes {
-    ($($method:ident $path:literal $input:expr => $handler:path;)*) => {
+    ($($method:ident $path:literal $input:expr => $module:ident::$name:ident;)*) => {
         &[$(Route {
             method: Method::$method,
             path: $path,
             input: $input,
-            handler: |call| Box::pin($handler(call)),
+            handler: |call| Box::pin($module::$name(call)),
+            about: $module::about::$name,
         }),*]
     };
 }
@@ -96,8 +100,8 @@ macro_rules! routes {
 pub const ROUTES: &[Route] = routes! {
     GET    "/hosts"           Input::None                    => hosts::list;
     POST   "/hosts"           Input::Create(Kind::Host)      => hosts::create;
-    PUT    "/hosts"           Input::None                    => missing_name;
-    DELETE "/hosts"           Input::None                    => missing_name;
+    PUT    "/hosts"           Input::None                    => missing::name;
+    DELETE "/hosts"           Input::None                    => missing::name;
     GET    "/hosts/:name"     Input::None                    => hosts::get;
     POST   "/hosts/:name"     Input::Create(Kind::Host)      => hosts::create;
     PUT    "/hosts/:name"     Input::Update(Kind::Host)      => hosts::update;
@@ -106,7 +110,7 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/images"          Input::None                    => images::list;
     POST   "/images"          Input::Create(Kind::Image)     => images::create;
     PUT    "/images"          Input::Create(Kind::Image)     => images::create_or_update;
-    DELETE "/images"          Input::None                    => missing_name;
+    DELETE "/images"          Input::None                    => missing::name;
     GET    "/images/:name"    Input::None                    => images::get;
     POST   "/images/:name"    Input::Create(Kind::Image)     => images::create;
     PUT    "/images/:name"    Input::Update(Kind::Image)     => images::update;
@@ -114,8 +118,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/sections"            Input::None                       => sections::list;
     POST   "/sections"            Input::Create(Kind::Section)      => sections::create;
-    PUT    "/sections"            Input::None                       => missing_name;
-    DELETE "/sections"            Input::None                       => missing_name;
+    PUT    "/sections"            Input::None                       => missing::name;
+    DELETE "/sections"            Input::None                       => missing::name;
     GET    "/sections/:name"      Input::None                       => sections::get;
     POST   "/sections/:name"      Input::Create(Kind::Section)      => sections::create;
     PUT    "/sections/:name"      Input::Update(Kind::Section)      => sections::update;
@@ -147,8 +151,8 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/enviroments/:name/partition"       Input::None     => enviroments::section;
     GET    "/enviroments"         Input::None                       => enviroments::list;
     POST   "/enviroments"         Input::Create(Kind::Environment)  => enviroments::create;
-    PUT    "/enviroments"         Input::None                       => missing_name;
-    DELETE "/enviroments"         Input::None                       => missing_name;
+    PUT    "/enviroments"         Input::None                       => missing::name;
+    DELETE "/enviroments"         Input::None                       => missing::name;
     GET    "/enviroments/:name"   Input::None                       => enviroments::get;
     POST   "/enviroments/:name"   Input::Create(Kind::Environment)  => enviroments::create;
     PUT    "/enviroments/:name"   Input::Update(Kind::Environment)  => enviroments::update;
@@ -156,8 +160,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/provisioners"        Input::None                       => provisioners::list;
     POST   "/provisioners"        Input::Create(Kind::Provisioner)  => provisioners::create;
-    PUT    "/provisioners"        Input::None                       => missing_name;
-    DELETE "/provisioners"        Input::None                       => missing_name;
+    PUT    "/provisioners"        Input::None                       => missing::name;
+    DELETE "/provisioners"        Input::None                       => missing::name;
     GET    "/provisioners/:name"  Input::None                       => provisioners::get;
     POST   "/provisioners/:name"  Input::Create(Kind::Provisioner)  => provisioners::create;
     PUT    "/provisioners/:name"  Input::Update(Kind::Provisioner)  => provisioners::update;
@@ -188,8 +192,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/instances"       Input::None                    => instances::list;
     POST   "/instances"       Input::Create(Kind::Instance)  => instances::create;
-    PUT    "/instances"       Input::None                    => missing_name;
-    DELETE "/instances"       Input::None                    => missing_name;
+    PUT    "/instances"       Input::None                    => missing::name;
+    DELETE "/instances"       Input::None                    => missing::name;
     GET    "/instances/:name" Input::None                    => instances::get;
     POST   "/instances/:name" Input::Create(Kind::Instance)  => instances::create;
     PUT    "/instances/:name" Input::Update(Kind::Instance)  => instances::update;
@@ -197,7 +201,7 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/tasks"                Input::None               => tasks::list;
     POST   "/tasks"                Input::Create(Kind::Task) => tasks::create;
-    PUT    "/tasks"                Input::None               => missing_uuid;
+    PUT    "/tasks"                Input::None               => missing::uuid;
     DELETE "/tasks"                Input::None               => tasks::delete_all;
     GET    "/tasks/status"         Input::None               => tasks::missing_status;
     GET    "/tasks/status/:status" Input::None               => tasks::by_status;
@@ -226,8 +230,8 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/static/*ref"       Input::None       => files::raw;
     GET    "/files"             Input::None       => files::list;
     POST   "/files"             Input::CreateFile => files::create;
-    PUT    "/files"             Input::None       => missing_name;
-    DELETE "/files"             Input::None       => missing_name;
+    PUT    "/files"             Input::None       => missing::name;
+    DELETE "/files"             Input::None       => missing::name;
     GET    "/files/*ref"        Input::None       => files::get;
     POST   "/files/*ref"        Input::CreateFile => files::create;
     PUT    "/files/*ref"        Input::UpdateFile => files::update;
@@ -235,8 +239,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/groups"              Input::None                       => groups::list;
     POST   "/groups"              Input::Create(Kind::Group)        => groups::create;
-    PUT    "/groups"              Input::None                       => missing_name;
-    DELETE "/groups"              Input::None                       => missing_name;
+    PUT    "/groups"              Input::None                       => missing::name;
+    DELETE "/groups"              Input::None                       => missing::name;
     GET    "/groups/:name"        Input::None                       => groups::get;
     POST   "/groups/:name"        Input::Create(Kind::Group)        => groups::create;
     PUT    "/groups/:name"        Input::Update(Kind::Group)        => groups::update;
@@ -244,13 +248,28 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/users"           Input::None                    => users::list;
     POST   "/users"           Input::Create(Kind::User)      => users::create;
-    PUT    "/users"           Input::None                    => missing_name;
-    DELETE "/users"           Input::None                    => missing_name;
+    PUT    "/users"           Input::None                    => missing::name;
+    DELETE "/users"           Input::None                    => missing::name;
     GET    "/users/:name"     Input::None                    => users::get;
     POST   "/users/:name"     Input::Create(Kind::User)      => users::create;
     PUT    "/users/:name"     Input::Update(Kind::User)      => users::update;
     DELETE "/users/:name"     Input::None                    => users::delete;
 };
+
+/// What anybody may read, signed or not: paths below the bases, for GET, and what answers.
+pub const PUBLIC: &[(&str, fn() -> Answer)] = &[("/openapi.json", openapi::answer)];
+
+/// The public path of a request, and what answers.
+#[must_use]
+pub fn find_public(method: &Method, segments: &[String]) -> Option<&'static (&'static str, fn() -> Answer)> {
+    let [segment] = segments else {
+        return None;
+    };
+    let is_it = |path: &str| path.strip_prefix('/') == Some(segment.as_str());
+    PUBLIC
+        .iter()
+        .find(|(path, _)| *method == Method::GET && is_it(path))
+}
 
 /// A route and what its captures caught.
 pub struct Match {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::json;
+use utoipa::ToSchema;
 use virtshell_crds::{Host, Section};
 
 use super::answer::Answer;
@@ -84,17 +85,22 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
 
 fn change(fields: Fields<'_>) -> Result<SectionChange, Rejection> {
     Ok(SectionChange {
-        name: fields.string(&["name"])?,
+        name: fields.name(&["name"])?,
         description: fields.string(&["description"])?,
         hosts: fields.references(&["hosts"])?,
     })
 }
 
-#[derive(Serialize)]
+/// A group of hosts, apart from all others.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Section)]
 struct View {
+    /// Its name; it stays.
     name: String,
+    /// Free text.
     #[serde(skip_serializing_if = "Option::is_none")]
     description: Option<String>,
+    /// Names of its hosts; each is in one section at most.
     hosts: Vec<String>,
     #[serde(flatten)]
     common: Common,
@@ -110,5 +116,51 @@ fn view(service: &Service, section: &Section) -> View {
             .map(|host| host.wire_name().to_owned())
             .collect(),
         common: common(section),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::super::edge::new_name;
+    use super::{View, change};
+
+    pub fn list() -> About {
+        About::new(
+            "List sections",
+            Told::list::<View>("sections").or(Told::list::<View>("partitions")),
+        )
+        .details("Below `/partitions` the list is called `partitions`.")
+    }
+
+    pub fn get() -> About {
+        About::new("Show a section", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create a section", Told::success("create")).reads::<View>("NewSection", |fields| {
+            new_name(fields, None, &["name"])?;
+            change(fields).map(drop)
+        })
+    }
+
+    pub fn update() -> About {
+        About::new("Change a section", Told::success("update"))
+            .reads::<View>("SectionChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a section", Told::success("delete"))
+            .details("Its hosts are then in no section. Refused while an enviroment uses it.")
+            .may_miss()
+    }
+
+    pub fn hosts() -> About {
+        About::new("List the hosts of a section", Told::names("hosts")).may_miss()
+    }
+
+    pub fn add_host() -> About {
+        About::new("Move a host into a section", Told::success("add_host")).may_miss()
     }
 }

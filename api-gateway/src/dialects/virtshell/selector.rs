@@ -9,8 +9,8 @@
 
 use serde_json::{Map, Value};
 
-use super::edge::Call;
 use super::error::Rejection;
+use super::shape::Shape;
 use super::values::{Fields, wrong_type};
 use crate::service::is_uuid;
 use crate::service::selection::Selector;
@@ -22,7 +22,7 @@ const FIELD: &str = "instances";
 
 /// Selectors of a body: `instances` (or an alias) and `tags`.
 pub fn read(fields: Fields<'_>) -> Result<Vec<Selector>, Rejection> {
-    let mut selectors = match fields.get(&["instances", "hosts", "host", "instance"]) {
+    let mut selectors = match fields.get(&["instances", "hosts", "host", "instance"], Shape::Selectors) {
         None => Vec::new(),
         Some((_, Value::Array(values))) => values.iter().map(selector).collect::<Result<_, _>>()?,
         Some((_, one)) => vec![selector(one)?],
@@ -33,13 +33,12 @@ pub fn read(fields: Fields<'_>) -> Result<Vec<Selector>, Rejection> {
 }
 
 /// The path names one target; the body names one too, or selects several.
-pub fn targets(call: &Call) -> Result<Vec<Selector>, Rejection> {
-    let fields = call.fields();
-    let in_body = match fields.get(&["name", "uuid"]) {
+pub fn targets(fields: Fields<'_>, in_path: Option<&String>) -> Result<Vec<Selector>, Rejection> {
+    let in_body = match fields.get(&["name", "uuid"], Shape::Text) {
         Some((name, _)) => fields.string(&[name])?.map(Selector::Name),
         None => None,
     };
-    let in_path = call.captures.first().cloned().map(Selector::Name);
+    let in_path = in_path.cloned().map(Selector::Name);
     if let (Some(path), Some(body)) = (&in_path, &in_body)
         && path != body
     {
@@ -325,7 +324,11 @@ mod tests {
                 vec![Selector::Name("a".into()), Selector::Tag("t".into())],
             ),
         ] {
-            assert_eq!(read(Fields(body.as_object().unwrap())), Ok(expected), "{body}");
+            assert_eq!(
+                read(Fields::of(body.as_object().unwrap())),
+                Ok(expected),
+                "{body}"
+            );
         }
     }
 }

@@ -167,12 +167,12 @@ mod tests {
             (INSTANCE_DISK, json!(""), None),
         ] {
             let object = json!({"f": value});
-            let parsed = Fields(object.as_object().unwrap()).size("f", size);
+            let parsed = Fields::of(object.as_object().unwrap()).size("f", size);
             assert_eq!(parsed.clone().ok().flatten(), mib, "{value} {parsed:?}");
         }
         let absent = json!({"f": null});
         assert_eq!(
-            Fields(absent.as_object().unwrap()).size("f", HOST_MEMORY),
+            Fields::of(absent.as_object().unwrap()).size("f", HOST_MEMORY),
             Ok(None)
         );
     }

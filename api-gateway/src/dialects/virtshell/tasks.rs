@@ -1,10 +1,12 @@
 //! `/tasks`: asynchronous work.
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
+use utoipa::ToSchema;
 use virtshell_crds::task::TargetState;
 use virtshell_crds::{Task, TaskState};
 
+use super::about::{Epoch, TaskStatus};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
@@ -15,8 +17,19 @@ use crate::service::tasks::{Filter, NewRecord, Progress, TaskChange, shown_statu
 use crate::service::{Service, Verb};
 use crate::store::created;
 
-/// Words of older servers and agents for work in progress: each is a stage.
-const STAGES: [&str; 17] = [
+/// Words for how far a task is, in any spelling; the canonical ones first.
+const STATUSES: [&str; 28] = [
+    "pending",
+    "in progress",
+    "sucess",
+    "failed",
+    "in_progress",
+    "in-progress",
+    "inprogress",
+    "success",
+    "succeeded",
+    "provisioned",
+    "error",
     "dispatching",
     "dispatched",
     "received",
@@ -35,6 +48,8 @@ const STAGES: [&str; 17] = [
     "executing",
     "copying",
 ];
+/// Words of older servers and agents for work in progress: each is a stage.
+const STAGES: &[&str] = STATUSES.split_at(11).1;
 
 pub async fn list(call: Call) -> Result<Answer, Rejection> {
     Ok(answer_list(&call, None))
@@ -60,18 +75,10 @@ pub async fn get(call: Call) -> Result<Answer, Rejection> {
 }
 
 pub async fn create(call: Call) -> Result<Answer, Rejection> {
-    let fields = call.fields();
-    let description = match fields.string(&["description"])? {
-        Some(description) if !description.is_empty() => description,
-        Some(_) | None => return Err(Rejection::MissingField("description")),
-    };
-    let record = NewRecord {
-        description,
-        task_type: fields.string(&["type"])?,
-        object: fields.string(&["object_uuid"])?.filter(|id| !id.is_empty()),
-        progress: progress(fields)?,
-    };
-    let task = call.service.create_record(&call.caller, record).await?;
+    let task = call
+        .service
+        .create_record(&call.caller, record(call.fields())?)
+        .await?;
     Ok(Answer::ok(
         &json!({"create": "success", "task_id": task.metadata.uid}),
     ))
@@ -81,14 +88,31 @@ pub async fn update(call: Call) -> Result<Answer, Rejection> {
     let task = call
         .service
         .permitted_task(&call.caller, Verb::Update, call.id())?;
-    let fields = call.fields();
-    let change = TaskChange {
+    call.service
+        .update_task(&call.caller, &task, change(call.fields())?)
+        .await?;
+    Ok(Answer::success("update"))
+}
+
+fn record(fields: Fields<'_>) -> Result<NewRecord, Rejection> {
+    let description = match fields.string(&["description"])? {
+        Some(description) if !description.is_empty() => description,
+        Some(_) | None => return Err(Rejection::MissingField("description")),
+    };
+    Ok(NewRecord {
+        description,
+        task_type: fields.string(&["type"])?,
+        object: fields.string(&["object_uuid"])?.filter(|id| !id.is_empty()),
+        progress: progress(fields)?,
+    })
+}
+
+fn change(fields: Fields<'_>) -> Result<TaskChange, Rejection> {
+    Ok(TaskChange {
         description: fields.text(&["description"])?,
         task_type: fields.string(&["type"])?,
         progress: progress(fields)?,
-    };
-    call.service.update_task(&call.caller, &task, change).await?;
-    Ok(Answer::success("update"))
+    })
 }
 
 pub async fn delete(call: Call) -> Result<Answer, Rejection> {
@@ -111,7 +135,7 @@ fn answer_list(call: &Call, filter: Option<&Filter>) -> Answer {
 }
 
 fn progress(fields: Fields<'_>) -> Result<Progress, Rejection> {
-    let status = match fields.string(&["status"])? {
+    let status = match fields.word(&["status"], &STATUSES)? {
         Some(text) => Some(
             status(&text).ok_or_else(|| Rejection::invalid("status", format!("{text} is not a status")))?,
         ),
@@ -167,24 +191,65 @@ const fn result_word(state: TargetState) -> &'static str {
     }
 }
 
-#[derive(Serialize)]
+/// Asynchronous work.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Task)]
 struct View {
+    /// Names it.
+    #[schema(format = Uuid)]
     uuid: String,
+    /// What is done, for people.
     description: String,
+    /// How far it is.
+    #[schema(value_type = TaskStatus)]
     status: &'static str,
+    /// What is done, in a word.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     type_: Option<String>,
+    /// uuid of what it is done to; empty when that is nothing or several.
     object_uuid: String,
+    /// What it is done to, when that is several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     objects: Vec<NameAndId>,
+    /// The latest that there is to say.
     log: String,
+    /// A finer word for how far it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<String>,
+    /// When it was made, and by whom.
     created: Stamp,
+    /// When its status or log changed last.
+    #[schema(value_type = Epoch)]
     last_update: String,
+    /// What status and log were before, and since when: oldest first.
     status_history: Vec<(&'static str, String, String)>,
+    /// What came of it, for each object.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    results: Vec<Value>,
+    #[schema(required = false)]
+    results: Vec<OutcomeView>,
+}
+
+/// What came of a task for one object.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Outcome)]
+struct OutcomeView {
+    /// Name of the object.
+    name: String,
+    /// Its uuid; empty for what is gone.
+    id: String,
+    /// How far the work on it is.
+    #[schema(value_type = TaskStatus)]
+    status: &'static str,
+    /// What a command ended with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    /// What it printed, up to 64 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output: Option<String>,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 fn view(service: &Service, task: &Task) -> View {
@@ -236,18 +301,67 @@ fn view(service: &Service, task: &Task) -> View {
     }
 }
 
-/// An outcome; `reason` is an extension, which says why a target failed.
-fn outcome_view(outcome: Outcome) -> Value {
-    let mut value = json!({"name": outcome.name, "id": outcome.uid, "status": result_word(outcome.state)});
-    if let Some(code) = outcome.exit_code {
-        value["exit_code"] = json!(code);
+fn outcome_view(outcome: Outcome) -> OutcomeView {
+    OutcomeView {
+        name: outcome.name,
+        id: outcome.uid,
+        status: result_word(outcome.state),
+        exit_code: outcome.exit_code,
+        output: non_empty(&outcome.output),
+        reason: non_empty(&outcome.reason),
     }
-    for (member, text) in [("output", outcome.output), ("reason", outcome.reason)] {
-        if !text.is_empty() {
-            value[member] = json!(text);
-        }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use serde_json::json;
+
+    use super::super::about::{About, Told, object, uuid};
+    use super::{View, change, record};
+
+    pub fn list() -> About {
+        About::new("List tasks", Told::list::<View>("tasks"))
     }
-    value
+
+    pub fn by_status() -> About {
+        About::new("List tasks that are as far as that", Told::list::<View>("tasks"))
+            .details("A finer word lists the tasks that are at that stage; an unknown one lists nothing.")
+    }
+
+    pub fn missing_status() -> About {
+        super::super::missing::about::status()
+    }
+
+    pub fn get() -> About {
+        About::new("Show a task", Told::one::<View>().or(by_status().answer))
+            .details("A word for a status instead of a uuid lists the tasks that have it.")
+            .may_miss()
+    }
+
+    pub fn create() -> About {
+        let made = object(&[("create", json!({"const": "success"})), ("task_id", uuid())]);
+        About::new("Record a task", Told::json(made))
+            .details("It is a record of the client's: nothing acts on it.")
+            .reads::<View>("NewTask", |fields| record(fields).map(drop))
+    }
+
+    pub fn update() -> About {
+        About::new("Change a task", Told::success("update"))
+            .details("`pending` on a finished task of VirtShell's own has it tried again.")
+            .reads::<View>("TaskChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a task", Told::success("delete")).may_miss()
+    }
+
+    pub fn delete_all() -> About {
+        About::new(
+            "Delete all tasks that the caller may delete",
+            Told::success("delete"),
+        )
+    }
 }
 
 #[cfg(test)]

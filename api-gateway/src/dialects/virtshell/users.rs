@@ -1,9 +1,10 @@
 //! `/users`: who may do what.
 
 use serde::Serialize;
-use serde_json::json;
+use utoipa::ToSchema;
 use virtshell_crds::{User, UserType};
 
+use super::about::{Success, UserWord};
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
@@ -12,6 +13,16 @@ use super::view::{Common, common};
 use crate::service::users::UserChange;
 use crate::service::{Service, Verb};
 use crate::store::Cached;
+
+/// The words for what a user may be, with the documents' aliases.
+const TYPES: [&str; 6] = [
+    "system",
+    "regular",
+    "administrator",
+    "admin",
+    "user",
+    "system/regular",
+];
 
 pub async fn list(call: Call) -> Result<Answer, Rejection> {
     let users = call.service.visible::<User>(&call.caller);
@@ -31,11 +42,11 @@ pub async fn create(call: Call) -> Result<Answer, Rejection> {
     let name = call.new_name(&["username", "name"])?;
     let change = change(call.fields())?;
     let keys = call.service.create_user(&call.caller, &name, change).await?;
-    Ok(Answer::ok(&json!({
-        "create": "success",
-        "access_key_id": keys.access_key_id,
-        "secret_access_key": keys.secret_access_key,
-    })))
+    Ok(Answer::ok(&Made {
+        create: "success",
+        access_key_id: keys.access_key_id,
+        secret_access_key: keys.secret_access_key,
+    }))
 }
 
 pub async fn update(call: Call) -> Result<Answer, Rejection> {
@@ -59,7 +70,7 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
 }
 
 fn change(fields: Fields<'_>) -> Result<UserChange, Rejection> {
-    let user_type = match fields.string(&["type"])? {
+    let user_type = match fields.word(&["type"], &TYPES)? {
         None => None,
         Some(text) => Some(match text.to_ascii_lowercase().as_str() {
             "system" | "administrator" | "admin" => UserType::System,
@@ -69,24 +80,47 @@ fn change(fields: Fields<'_>) -> Result<UserChange, Rejection> {
         }),
     };
     Ok(UserChange {
-        name: fields.string(&["username", "name"])?,
+        name: fields.name(&["username", "name"])?,
         user_type,
         login: fields.text(&["login"])?,
         groups: fields.references(&["groups"])?,
     })
 }
 
-#[derive(Serialize)]
+/// A new user and its keys, which are shown this once.
+#[derive(Serialize, ToSchema)]
+#[schema(as = UserCreated)]
+struct Made {
+    /// That it was made.
+    #[schema(value_type = Success)]
+    create: &'static str,
+    /// Names the user in signatures.
+    access_key_id: String,
+    /// Signs.
+    secret_access_key: String,
+}
+
+/// A group of a user.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GroupName)]
 struct GroupName {
+    /// Its name.
     name: String,
 }
 
-#[derive(Serialize)]
+/// Who signs requests.
+#[derive(Serialize, ToSchema)]
+#[schema(as = User)]
 struct View {
+    /// Its name, without a colon; it stays.
     username: String,
+    /// Whether every permission is theirs.
     #[serde(rename = "type")]
+    #[schema(value_type = UserWord)]
     type_: &'static str,
+    /// What enviroments know them by; the name, unless it was set.
     login: String,
+    /// Groups that list the user or that the user lists; the first owns what they make.
     groups: Vec<GroupName>,
     #[serde(flatten)]
     common: Common,
@@ -107,5 +141,41 @@ fn view(service: &Service, user: &User) -> View {
             .collect(),
         username: name,
         common: common(user),
+    }
+}
+
+/// What the API's document says of these routes.
+pub mod about {
+    use super::super::about::{About, Told};
+    use super::super::edge::new_name;
+    use super::{Made, View, change};
+
+    pub fn list() -> About {
+        About::new("List users", Told::list::<View>("users"))
+    }
+
+    pub fn get() -> About {
+        About::new("Show a user", Told::one::<View>()).may_miss()
+    }
+
+    pub fn create() -> About {
+        About::new("Create a user", Told::one::<Made>())
+            .details("The keys are shown this once.")
+            .reads::<View>("NewUser", |fields| {
+                new_name(fields, None, &["username", "name"])?;
+                change(fields).map(drop)
+            })
+    }
+
+    pub fn update() -> About {
+        About::new("Change a user", Told::success("update"))
+            .reads::<View>("UserChange", |fields| change(fields).map(drop))
+            .may_miss()
+    }
+
+    pub fn delete() -> About {
+        About::new("Delete a user", Told::success("delete"))
+            .details("Refused for the last system user.")
+            .may_miss()
     }
 }

@@ -4,16 +4,46 @@ use serde_json::{Map, Number, Value};
 use virtshell_crds::{Driver, HostType, ImageType, Launch};
 
 use super::error::Rejection;
+use super::shape::{Notes, Shape};
 use super::sizes::Size;
 use crate::service::ServiceError;
 use crate::service::objects::Ownership;
 
 /// Most of a launch.
-const MAX_LAUNCH: i32 = 100;
+pub const MAX_LAUNCH: i32 = 100;
 /// Most virtual CPUs.
 const MAX_CPUS: i64 = 256;
+/// What machines are good for.
+const TYPES: [HostType; 5] = [
+    HostType::GeneralPurpose,
+    HostType::ComputeOptimized,
+    HostType::HighPerformance,
+    HostType::MemoryOptimized,
+    HostType::StorageOptimized,
+];
+/// The words for that.
+pub const HOST_TYPES: [&str; 5] = [
+    HostType::GeneralPurpose.as_str(),
+    HostType::ComputeOptimized.as_str(),
+    HostType::HighPerformance.as_str(),
+    HostType::MemoryOptimized.as_str(),
+    HostType::StorageOptimized.as_str(),
+];
+/// Drivers that the documents know; no host runs the last four.
+pub const DRIVERS: [&str; 7] = ["kvm", "qemu", "lxc", "docker", "virtualbox", "vmware", "ec2"];
+/// What images may be said to be; the last four are aliases.
+const IMAGE_TYPES: [&str; 8] = [
+    "iso",
+    "lxc-container",
+    "docker-container",
+    "disk",
+    "container",
+    "qcow2",
+    "raw",
+    "cloud-image",
+];
 /// Members of an object that may carry the name it stands for, in order of preference.
-const NAME_MEMBERS: [&str; 9] = [
+pub const NAME_MEMBERS: [&str; 9] = [
     "name",
     "username",
     "user",
@@ -27,13 +57,32 @@ const NAME_MEMBERS: [&str; 9] = [
 
 /// The members of a request's body; `null` is absent.
 #[derive(Clone, Copy)]
-pub struct Fields<'a>(pub &'a Map<String, Value>);
+pub struct Fields<'a> {
+    members: &'a Map<String, Value>,
+    notes: Option<&'a Notes>,
+}
 
 impl<'a> Fields<'a> {
-    /// The first of these members that is there, with its name.
-    pub fn get(self, names: &[&'static str]) -> Option<(&'static str, &'a Value)> {
+    /// The members of a body.
+    pub const fn of(members: &'a Map<String, Value>) -> Self {
+        Self { members, notes: None }
+    }
+
+    /// The same; what is read is noted, which is how the API's document knows.
+    pub const fn noted(members: &'a Map<String, Value>, notes: &'a Notes) -> Self {
+        Self {
+            members,
+            notes: Some(notes),
+        }
+    }
+
+    /// The first of these members that is there, with its name; each may have this shape.
+    pub fn get(self, names: &[&'static str], shape: Shape) -> Option<(&'static str, &'a Value)> {
+        if let Some(notes) = self.notes {
+            notes.add(names, shape);
+        }
         names.iter().find_map(|name| {
-            self.0
+            self.members
                 .get(*name)
                 .filter(|value| !value.is_null())
                 .map(|value| (*name, value))
@@ -42,7 +91,12 @@ impl<'a> Fields<'a> {
 
     /// A string.
     pub fn string(self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
-        let Some((name, value)) = self.get(names) else {
+        self.string_like(names, Shape::Text)
+    }
+
+    /// A string; what it must be beyond that is for others to say.
+    fn string_like(self, names: &[&'static str], shape: Shape) -> Result<Option<String>, Rejection> {
+        let Some((name, value)) = self.get(names, shape) else {
             return Ok(None);
         };
         value
@@ -51,9 +105,28 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| wrong_type(name, value, "string"))
     }
 
+    /// A name of an object; the service says which are names.
+    pub fn name(self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
+        self.string_like(names, Shape::Name)
+    }
+
+    /// A permission string; the service says which are.
+    pub fn permissions(self) -> Result<Option<String>, Rejection> {
+        self.string_like(&["permissions"], Shape::Permissions)
+    }
+
+    /// One of these words, in whatever case.
+    pub fn word(
+        self,
+        names: &[&'static str],
+        words: &'static [&'static str],
+    ) -> Result<Option<String>, Rejection> {
+        self.string_like(names, Shape::Word(words))
+    }
+
     /// A string that is not empty; an empty one is refused.
     pub fn text(self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
-        let text = self.string(names)?;
+        let text = self.string_like(names, Shape::NonEmpty)?;
         match text {
             Some(text) if text.is_empty() => Err(Rejection::invalid(names[0], "must not be empty")),
             other => Ok(other),
@@ -62,7 +135,7 @@ impl<'a> Fields<'a> {
 
     /// `true`, `false`, or either as a string in any case.
     pub fn boolean(self, name: &'static str) -> Result<Option<bool>, Rejection> {
-        let Some((_, value)) = self.get(&[name]) else {
+        let Some((_, value)) = self.get(&[name], Shape::Boolean) else {
             return Ok(None);
         };
         if let Some(value) = value.as_bool() {
@@ -78,21 +151,13 @@ impl<'a> Fields<'a> {
 
     /// A number of virtual CPUs.
     pub fn cpus(self) -> Result<Option<i32>, Rejection> {
-        let Some(number) = self.integer("cpus")? else {
-            return Ok(None);
-        };
-        if !(1..=MAX_CPUS).contains(&number) {
-            return Err(Rejection::invalid(
-                "cpus",
-                format!("must be between 1 and {MAX_CPUS}"),
-            ));
-        }
-        Ok(Some(number as i32))
+        let number = self.integer("cpus", 1, MAX_CPUS)?;
+        Ok(number.map(|number| number as i32))
     }
 
-    /// An integer, or a string of digits.
-    pub fn integer(self, name: &'static str) -> Result<Option<i64>, Rejection> {
-        let Some((_, value)) = self.get(&[name]) else {
+    /// An integer, or a string of digits, within these bounds.
+    pub fn integer(self, name: &'static str, least: i64, most: i64) -> Result<Option<i64>, Rejection> {
+        let Some((_, value)) = self.get(&[name], Shape::Integer(least, most)) else {
             return Ok(None);
         };
         let digits = value
@@ -101,12 +166,19 @@ impl<'a> Fields<'a> {
         let number = value
             .as_i64()
             .or_else(|| digits.and_then(|digits| digits.parse().ok()));
-        number.map(Some).ok_or_else(|| wrong_type(name, value, "integer"))
+        let number = number.ok_or_else(|| wrong_type(name, value, "integer"))?;
+        if !(least..=most).contains(&number) {
+            return Err(Rejection::invalid(
+                name,
+                format!("must be between {least} and {most}"),
+            ));
+        }
+        Ok(Some(number))
     }
 
     /// A size in whole MiB.
     pub fn size(self, name: &'static str, size: Size) -> Result<Option<i64>, Rejection> {
-        let Some((_, value)) = self.get(&[name]) else {
+        let Some((_, value)) = self.get(&[name], Shape::Size) else {
             return Ok(None);
         };
         let text = number_or_string(value).ok_or_else(|| wrong_type(name, value, "size"))?;
@@ -117,7 +189,7 @@ impl<'a> Fields<'a> {
 
     /// A reference to one object: a string, or an object with a member that names it.
     pub fn reference(self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
-        self.get(names)
+        self.get(names, Shape::Reference)
             .map(|(name, value)| one_reference(name, value))
             .transpose()
     }
@@ -132,7 +204,7 @@ impl<'a> Fields<'a> {
 
     /// One reference or a list of them.
     pub fn references(self, names: &[&'static str]) -> Result<Option<Vec<String>>, Rejection> {
-        let Some((name, value)) = self.get(names) else {
+        let Some((name, value)) = self.get(names, Shape::References) else {
             return Ok(None);
         };
         let values = value
@@ -150,7 +222,7 @@ impl<'a> Fields<'a> {
 
     /// How many to launch: n, `"n"` or `"min:max"`.
     pub fn launch(self) -> Result<Option<Launch>, Rejection> {
-        let Some((name, value)) = self.get(&["launch"]) else {
+        let Some((name, value)) = self.get(&["launch"], Shape::Launch) else {
             return Ok(None);
         };
         let text = number_or_string(value).ok_or_else(|| wrong_type(name, value, "launch"))?;
@@ -175,7 +247,7 @@ impl<'a> Fields<'a> {
 
     /// A dotted quad; `""` only where that clears a value.
     pub fn ipv4(self, names: &[&'static str], may_clear: bool) -> Result<Option<String>, Rejection> {
-        let text = self.string(names)?;
+        let text = self.string_like(names, if may_clear { Shape::Ipv4OrNone } else { Shape::Ipv4 })?;
         match text {
             Some(text) if text.is_empty() && may_clear => Ok(Some(text)),
             Some(text) if text.parse::<std::net::Ipv4Addr>().is_err() => {
@@ -187,7 +259,7 @@ impl<'a> Fields<'a> {
 
     /// Any text of up to 64 characters: a documented example is not valid IPv6.
     pub fn ipv6(self, name: &'static str) -> Result<Option<String>, Rejection> {
-        let text = self.string(&[name])?;
+        let text = self.string_like(&[name], Shape::Ipv6)?;
         if text.as_ref().is_some_and(|text| text.chars().count() > 64) {
             return Err(Rejection::invalid(name, "must have at most 64 characters"));
         }
@@ -196,31 +268,20 @@ impl<'a> Fields<'a> {
 
     /// What a machine is good for, in any case.
     pub fn host_type(self, name: &'static str) -> Result<Option<HostType>, Rejection> {
-        const TYPES: [HostType; 5] = [
-            HostType::GeneralPurpose,
-            HostType::ComputeOptimized,
-            HostType::HighPerformance,
-            HostType::MemoryOptimized,
-            HostType::StorageOptimized,
-        ];
-        let Some(text) = self.string(&[name])? else {
+        let Some(text) = self.word(&[name], &HOST_TYPES)? else {
             return Ok(None);
         };
         let found = TYPES.into_iter().find(|t| t.as_str().eq_ignore_ascii_case(&text));
-        found.map(Some).ok_or_else(|| {
-            Rejection::invalid(
-                name,
-                format!("must be one of {}", TYPES.map(HostType::as_str).join(", ")),
-            )
-        })
+        found
+            .map(Some)
+            .ok_or_else(|| Rejection::invalid(name, format!("must be one of {}", HOST_TYPES.join(", "))))
     }
 
     /// A driver that hosts run, in any case; a documented one that none runs is not implemented.
     pub fn driver(self) -> Result<Option<Driver>, Rejection> {
-        let Some((name, _)) = self.get(&["driver", "drive"]) else {
+        let Some((name, text)) = self.driver_word()? else {
             return Ok(None);
         };
-        let text = self.string(&[name])?.unwrap_or_default().to_ascii_lowercase();
         match text.as_str() {
             "kvm" => Ok(Some(Driver::Kvm)),
             "qemu" => Ok(Some(Driver::Qemu)),
@@ -230,9 +291,19 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The word of a driver in lower case, whether there is such a driver or not, and the member that has it.
+    pub fn driver_word(self) -> Result<Option<(&'static str, String)>, Rejection> {
+        let names = ["driver", "drive"];
+        let Some((name, _)) = self.get(&names, Shape::Word(&DRIVERS)) else {
+            return Ok(None);
+        };
+        let text = self.string(&[name])?.unwrap_or_default();
+        Ok(Some((name, text.to_ascii_lowercase())))
+    }
+
     /// What an image is, with the documents' aliases.
     pub fn image_type(self) -> Result<Option<ImageType>, Rejection> {
-        let Some(text) = self.string(&["type"])? else {
+        let Some(text) = self.word(&["type"], &IMAGE_TYPES)? else {
             return Ok(None);
         };
         match text.to_ascii_lowercase().as_str() {
@@ -311,7 +382,7 @@ mod tests {
         read: impl Fn(Fields<'_>) -> Result<Option<T>, Rejection>,
     ) -> Result<Option<T>, String> {
         let object = json!({"f": value, "cpus": value, "launch": value, "driver": value, "type": value});
-        read(Fields(object.as_object().unwrap())).map_err(|rejection| rejection.message())
+        read(Fields::of(object.as_object().unwrap())).map_err(|rejection| rejection.message())
     }
 
     #[test]

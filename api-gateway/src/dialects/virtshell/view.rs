@@ -3,36 +3,45 @@
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use serde::Serialize;
+use utoipa::ToSchema;
 use virtshell_crds::{
     ANNOTATION_CREATED_BY, ANNOTATION_MODIFIED_AT, ANNOTATION_MODIFIED_BY, DEFAULT_PERMISSIONS,
 };
 
+use super::about::Epoch;
 use crate::store::created;
 
 /// Who `created.by` names for objects made with kubectl.
 const KUBERNETES: &str = "kubernetes";
 
 /// When, and by whom.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Stamp {
+    /// Since when.
+    #[schema(value_type = Epoch)]
     at: String,
+    /// uuid of the user; `kubernetes` for what kubectl made.
     by: String,
 }
 
 /// uuid, created and modified.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct Common {
+    /// Names the object as well as its name does.
+    #[schema(format = Uuid)]
     uuid: String,
+    /// When it was made, and by whom.
     created: Stamp,
+    /// When it was last changed through the API, and by whom.
     modified: Stamp,
 }
 
 /// An object as a list inside another one shows it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct NameAndId {
-    /// Wire name.
+    /// Its name.
     pub name: String,
-    /// uuid.
+    /// Its uuid; empty for what is gone.
     pub id: String,
 }
 
