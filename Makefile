@@ -3,7 +3,7 @@ SHELL := /bin/bash
 # Where rustup puts cargo; the shell that `make up` installed it from does not know yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down clean clean-cache build test check generate tour bench bench-gateway scale scale-controller
+.PHONY: help up down clean clean-cache build test check fuzz generate tour bench bench-gateway scale scale-controller
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,8 +29,12 @@ test: ## install what is missing, check, and run every level of tests (root)
 check: ## format, lints, documentation
 	@hack/check.sh
 
-generate: ## write manifests/crds from the types in crds/
+fuzz: ## half an hour of requests that nobody would send, and of nonsense for the parsers
+	@hack/fuzz.sh
+
+generate: ## write manifests/crds from the types in crds/, and docs/openapi.json from the gateway
 	@cargo run --quiet --locked -p virtshell-crds --bin crdgen
+	@cargo run --quiet --locked -p virtshell-gateway --bin openapi
 
 tour: up ## break what VirtShell must survive, and see what it does (root)
 	@hack/tour.sh

@@ -19,6 +19,8 @@ main() {
     hack/packages.sh --test
     # Built before the tests, so that no test waits for it; they ask for it again and get it at once.
     hack/controlplane.sh bin >/dev/null
+    VIRTSHELL_SCHEMATHESIS=$(hack/schemathesis.sh)
+    export VIRTSHELL_SCHEMATHESIS
     hack/check.sh
 
     # QEMU's user must be able to reach the images in it.

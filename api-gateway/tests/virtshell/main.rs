@@ -15,6 +15,7 @@ mod agents;
 mod calls;
 mod enviroments;
 mod files;
+mod fuzz;
 mod groups;
 mod guest_work;
 mod hosts;
