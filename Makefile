@@ -32,9 +32,10 @@ check: ## format, lints, documentation
 fuzz: ## half an hour of requests that nobody would send, and of nonsense for the parsers
 	@hack/fuzz.sh
 
-generate: ## write manifests/crds from the types in crds/, and docs/openapi.json from the gateway
+generate: ## write manifests/crds from the types in crds/, docs/openapi.json and docs/api.md from the gateway
 	@cargo run --quiet --locked -p virtshell-crds --bin crdgen
 	@cargo run --quiet --locked -p virtshell-gateway --bin openapi
+	@VIRTSHELL_WRITE_DOCS=1 cargo test --quiet --locked -p virtshell-gateway --test virtshell reference
 
 tour: up ## break what VirtShell must survive, and see what it does (root)
 	@hack/tour.sh

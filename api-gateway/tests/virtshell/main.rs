@@ -27,6 +27,8 @@ mod process;
 mod properties;
 mod protocol;
 mod provisioners;
+mod reference;
+mod reference_examples;
 mod refused;
 mod sections;
 mod tasks;
