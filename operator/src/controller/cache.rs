@@ -308,7 +308,8 @@ impl<K: Cached> Inner<K> {
         }
         object.managed_fields_mut().clear();
         object.strip();
-        let new = Arc::new(object);
+        // A copy takes what it needs and no more: what was read has room for what was dropped.
+        let new = Arc::new(object.clone());
         if let Some(old) = &old {
             self.unindex(old);
         }
