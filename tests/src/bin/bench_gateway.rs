@@ -192,7 +192,7 @@ where
         times.sort();
     }
     println!(
-        "{:<33}P50 {:>8.2?} P99 {:>8.2?}, raw P50 {:>8.2?} P99 {:>8.2?}, ratio {:.2}",
+        "{:<34}P50 {:>8.2?} P99 {:>8.2?}, raw P50 {:>8.2?} P99 {:>8.2?}, ratio {:.2}",
         format!("{what}, {in_flight} at a time"),
         at(&our_times, 50),
         at(&our_times, 99),
