@@ -4,6 +4,11 @@
 //! into intents of [`crate::service`] and outcomes into views, and says what its routes are [`about`]; [`values`] and
 //! [`selector`] read what is on the wire; [`error`] renders refusals; [`openapi`] is the document of all of it.
 
+#![expect(
+    clippy::unused_async,
+    reason = "handlers have one shape; those that only read the caches wait for nothing"
+)]
+
 mod about;
 mod answer;
 mod calls;

@@ -193,7 +193,7 @@ fn operation(route: &Route, schemas: &mut Map<String, Value>) -> Value {
         let must = about.answer.content.is_empty();
         if must {
             about = its;
-            details = about.details.to_owned();
+            about.details.clone_into(&mut details);
         } else {
             about.may_miss |= its.may_miss && route.method != Method::POST;
             about.answer = about.answer.or(its.answer);

@@ -256,12 +256,15 @@ pub const ROUTES: &[Route] = routes! {
     DELETE "/users/:name"     Input::None                    => users::delete;
 };
 
-/// What anybody may read, signed or not: paths below the bases, for GET, and what answers.
-pub const PUBLIC: &[(&str, fn() -> Answer)] = &[("/openapi.json", openapi::answer)];
+/// A path below the bases that anybody may read with GET, signed or not, and what answers.
+pub type Public = (&'static str, fn() -> Answer);
+
+/// All of them.
+pub const PUBLIC: &[Public] = &[("/openapi.json", openapi::answer)];
 
 /// The public path of a request, and what answers.
 #[must_use]
-pub fn find_public(method: &Method, segments: &[String]) -> Option<&'static (&'static str, fn() -> Answer)> {
+pub fn find_public(method: &Method, segments: &[String]) -> Option<&'static Public> {
     let [segment] = segments else {
         return None;
     };
