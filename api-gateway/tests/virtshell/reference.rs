@@ -128,7 +128,13 @@ async fn reference(w: &World) -> String {
         if let Some(details) = operation["description"].as_str() {
             write!(entry, "{details}\n\n").unwrap();
         }
-        write!(entry, "{}\n{}", example.show(), answer(&reply, &w.address())).unwrap();
+        write!(
+            entry,
+            "{}\n{}",
+            same_every_time(&example.show()),
+            answer(&reply, &w.address())
+        )
+        .unwrap();
         entries.push((tag.to_owned(), entry, Vec::new()));
     }
     let paths = document["paths"].as_object().unwrap();
