@@ -1,9 +1,9 @@
 //! What VirtShell does, whatever the dialect: typed intents in, typed outcomes out.
 //!
 //! A dialect translates a request into an intent of one of these modules and the outcome back. Whatever two dialects
-//! would both need is decided here: names ([`names`]), permissions ([`permissions`]), references and writes
-//! ([`objects`]), where an instance gets its values ([`effective`]), who can run it ([`placement`]), which instances a
-//! selector means ([`selection`]).
+//! would both need is decided here: names ([`names`]), permissions (by [`virtshell_crds::permissions`]), references and
+//! writes ([`objects`]), where an instance gets its values ([`effective`]), who can run it ([`placement`]), which instances
+//! a selector means ([`selection`]).
 
 mod caller;
 mod clones;
