@@ -34,7 +34,7 @@ use std::sync::Arc;
 pub use caller::Caller;
 pub use error::{Field, Lacking, ServiceError, Verb};
 pub use kind::{Kind, Managed};
-pub use names::is_uuid;
+pub use virtshell_crds::names::is_uuid;
 
 use crate::blobs::Blobs;
 use crate::nodes::Nodes;

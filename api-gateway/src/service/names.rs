@@ -1,4 +1,6 @@
-//! Which names objects may have, and what tells a name from a uuid. Pure.
+//! Which names objects may have. Pure.
+
+use virtshell_crds::names::is_uuid;
 
 use super::{Field, Kind, ServiceError};
 
@@ -20,17 +22,6 @@ const RESERVED_INSTANCES: [&str; 7] = [
     "copy_files",
 ];
 const RESERVED_ENVIRONMENTS: [&str; 2] = ["add_host", "add_hosts"];
-
-/// Whether a value is looked up as a uuid rather than a name: `8-4-4-4-12` hexadecimal digits.
-#[must_use]
-pub fn is_uuid(value: &str) -> bool {
-    let groups: Vec<&str> = value.split('-').collect();
-    groups.len() == 5
-        && groups
-            .iter()
-            .zip([8, 4, 4, 4, 12])
-            .all(|(group, length)| group.len() == length && group.bytes().all(|b| b.is_ascii_hexdigit()))
-}
 
 /// Whether a new object of this kind may have this name; the error is the reason for a refusal.
 pub fn check(kind: Kind, name: &str) -> Result<(), String> {

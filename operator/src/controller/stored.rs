@@ -11,13 +11,14 @@ use kube::ResourceExt;
 use reqwest::Url;
 use virtshell_crds::file_ref::{FileUrl, file_of};
 use virtshell_crds::instance::ResolvedImage;
-use virtshell_crds::names::object_name;
+use virtshell_crds::names::{is_uuid, object_name};
 use virtshell_crds::permissions::{Guarded, Right, Subject, allows};
 use virtshell_crds::{File, Image, Instance, UserType};
 
 use super::accept::Refusal;
 use super::cache::Cached;
 use super::context::Context;
+use super::user::is_member;
 
 /// What the REST API's documentation writes for the gateway's address; some clients send it as it is.
 const PLACEHOLDER: &str = "<host>:<port>";
@@ -201,10 +202,11 @@ pub fn look_up<'a>(
             continue;
         };
         let mut groups: BTreeSet<String> = user.spec.groups.iter().cloned().collect();
-        let naming = ctx.groups.all().into_iter().filter(|group| {
-            group.namespace().as_deref() == Some(namespace)
-                && group.spec.users.iter().any(|user| user == owner)
-        });
+        let naming = ctx
+            .groups
+            .all()
+            .into_iter()
+            .filter(|group| group.namespace().as_deref() == Some(namespace) && is_member(&user, group));
         groups.extend(naming.map(|group| group.wire_name().to_owned()));
         let is_system = user.spec.type_ == UserType::System;
         stored
@@ -212,11 +214,6 @@ pub fn look_up<'a>(
             .insert(owner.to_owned(), Reader { is_system, groups });
     }
     stored
-}
-
-fn is_uuid(text: &str) -> bool {
-    let groups: Vec<usize> = text.split('-').map(str::len).collect();
-    groups == [8, 4, 4, 4, 12] && text.chars().all(|c| c == '-' || c.is_ascii_hexdigit())
 }
 
 fn urls(image: &Image) -> impl Iterator<Item = &str> {

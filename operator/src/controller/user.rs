@@ -169,16 +169,22 @@ pub async fn reconcile_group(ctx: &Context, key: &ObjectKey) -> Result<(), Error
     Ok(())
 }
 
-/// Users whom the group names (by name or uid) and users who name the group, sorted by name.
+/// Whether the group names the user, by name or uid, or the user the group.
+#[must_use]
+pub fn is_member(user: &User, group: &Group) -> bool {
+    let named = group.spec.users.iter().any(|name| is_meant(user, name));
+    named || user.spec.groups.iter().any(|name| name == group.wire_name())
+}
+
+fn is_meant(user: &User, name: &str) -> bool {
+    user.wire_name() == name || user.metadata.uid.as_deref() == Some(name)
+}
+
+/// The members of a group, sorted by name.
 fn members(group: &Group, users: &[std::sync::Arc<User>]) -> Vec<GroupMember> {
-    let means =
-        |user: &User, name: &str| user.wire_name() == name || user.metadata.uid.as_deref() == Some(name);
     let mut members: Vec<GroupMember> = users
         .iter()
-        .filter(|user| {
-            let named = group.spec.users.iter().any(|name| means(user, name));
-            named || user.spec.groups.iter().any(|g| g == group.wire_name())
-        })
+        .filter(|user| is_member(user, group))
         .map(|user| GroupMember {
             name: user.wire_name().to_owned(),
             uid: user.uid().unwrap_or_default(),
@@ -188,7 +194,7 @@ fn members(group: &Group, users: &[std::sync::Arc<User>]) -> Vec<GroupMember> {
         .spec
         .users
         .iter()
-        .filter(|name| !users.iter().any(|user| means(user, name)));
+        .filter(|name| !users.iter().any(|user| is_meant(user, name)));
     members.extend(strangers.map(|name| GroupMember {
         name: name.clone(),
         uid: String::new(),

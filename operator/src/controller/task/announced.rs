@@ -6,13 +6,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ObjectMeta, PostParams};
 use virtshell_crds::task::TaskTarget;
-use virtshell_crds::{
-    ANNOTATION_CREATE_TASK, ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_REQUEST_ID, Instance,
-    Task, TaskSpec,
-};
+use virtshell_crds::{ANNOTATION_CREATE_TASK, Instance, Task, TaskSpec};
 
-use super::SECOND_HALF;
 use super::progress::age;
+use super::{SECOND_HALF, origin};
 use crate::controller::accept;
 use crate::controller::cache::ObjectKey;
 use crate::controller::context::Context;
@@ -47,11 +44,7 @@ pub async fn make(ctx: &Context, instance: &Instance) -> Result<Option<Duration>
     }
     let api: Api<Task> = Api::namespaced(ctx.client.clone(), &namespace);
     let source = instance.spec.clone_from.as_ref().map(|from| {
-        let key = ObjectKey {
-            namespace,
-            name: from.name.clone(),
-        };
-        let source = ctx.instances.get(&key);
+        let source = ctx.clone_source(instance);
         source.map_or_else(|| from.name.clone(), |source| source.wire_name().to_owned())
     });
     let task = announced(instance, name, source.as_deref());
@@ -86,19 +79,11 @@ fn announced(instance: &Instance, name: &str, source: Option<&str>) -> Task {
         ),
         (None, None) => ("create_instance", format!("Create a new instance {what}")),
     };
-    let kept = [
-        ANNOTATION_CREATED_BY,
-        ANNOTATION_CREATED_AT,
-        ANNOTATION_REQUEST_ID,
-    ];
-    let annotations = kept
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), instance.annotations().get(key)?.clone())));
     Task {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: instance.namespace(),
-            annotations: Some(annotations.collect()),
+            annotations: Some(origin(instance)),
             ..ObjectMeta::default()
         },
         spec: TaskSpec {
@@ -119,6 +104,7 @@ fn announced(instance: &Instance, name: &str, source: Option<&str>) -> Task {
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
+    use virtshell_crds::{ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY};
 
     use super::*;
 

@@ -14,16 +14,15 @@ use kube::api::{Api, DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Resource, ResourceExt};
 use tokio::time::Instant;
 use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState, TaskRef, TaskTarget};
-use virtshell_crds::{
-    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_REQUEST_ID, Instance, Task, TaskAssignment,
-    TaskAssignmentSpec, TaskStatus, names,
-};
+use virtshell_crds::{Instance, Task, TaskAssignment, TaskAssignmentSpec, TaskStatus, names};
 
 use super::guest::{self, Given, HostState, Plan, Seen};
+use super::origin;
 use super::outcome::Standing;
 use crate::controller::cache::{Cached, Change, ObjectKey};
 use crate::controller::context::{Context, cluster_key};
 use crate::controller::host::is_confirmed_gone;
+use crate::controller::index;
 use crate::controller::write::Error;
 
 /// Instances that are read at the same time, of a Task that may have a thousand.
@@ -33,40 +32,27 @@ const LAST_WORDS: Duration = Duration::from_mins(1);
 
 /// Assignments by the uid of their Task; follows the cache change by change.
 #[derive(Debug, Default)]
-pub struct Index {
-    by_task: HashMap<String, BTreeSet<ObjectKey>>,
-}
+pub struct Index(index::Index<String>);
 
 impl Index {
     /// Follows the cache.
     pub fn observe(&mut self, change: &Change<TaskAssignment>) {
-        if let Some(old) = &change.old
-            && let Some(parts) = self.by_task.get_mut(&old.spec.task.uid)
-        {
-            parts.remove(&ObjectKey::of(&**old));
-            if parts.is_empty() {
-                self.by_task.remove(&old.spec.task.uid);
-            }
-        }
-        if let Some(new) = &change.new {
-            let parts = self.by_task.entry(new.spec.task.uid.clone()).or_default();
-            parts.insert(ObjectKey::of(&**new));
-        }
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let task = |part: &Option<Arc<TaskAssignment>>| part.as_ref().map(|part| part.spec.task.uid.clone());
+        self.0
+            .observe(&ObjectKey::of(&**any), task(&change.old), task(&change.new));
     }
 
-    fn of(&self, task_uid: &str) -> Vec<ObjectKey> {
-        self.by_task
-            .get(task_uid)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect()
+    fn of(&self, task: &Task) -> Vec<ObjectKey> {
+        self.0.of(&task.uid().unwrap_or_default()).cloned().collect()
     }
 }
 
 /// The assignments of a Task, of all its attempts.
 fn parts_of(ctx: &Context, task: &Task) -> Vec<Arc<TaskAssignment>> {
-    let keys = ctx.parts().of(task.metadata.uid.as_deref().unwrap_or_default());
+    let keys = ctx.parts().of(task);
     keys.iter().filter_map(|key| ctx.assignments.get(key)).collect()
 }
 
@@ -234,19 +220,11 @@ async fn give(ctx: &Context, task: &Task, host: &str, targets: Vec<AssignedTarge
 
 fn assignment(task: &Task, host: &str, targets: Vec<AssignedTarget>) -> TaskAssignment {
     let (name, uid) = (task.name_any(), task.uid().unwrap_or_default());
-    let kept = [
-        ANNOTATION_CREATED_BY,
-        ANNOTATION_CREATED_AT,
-        ANNOTATION_REQUEST_ID,
-    ];
-    let annotations = kept
-        .into_iter()
-        .filter_map(|key| Some((key.to_owned(), task.annotations().get(key)?.clone())));
     TaskAssignment {
         metadata: ObjectMeta {
             name: Some(names::assignment_name(&name, &uid, host, task.spec.retry)),
             namespace: task.namespace(),
-            annotations: Some(annotations.collect()),
+            annotations: Some(origin(task)),
             // It goes with its Task.
             owner_references: Some(vec![OwnerReference {
                 api_version: Task::api_version(&()).into_owned(),

@@ -1,54 +1,34 @@
 //! Which work is unfinished, by the Instances that it is done to.
 
-use std::collections::{BTreeSet, HashMap};
-
 use kube::ResourceExt;
 use virtshell_crds::{Task, TaskState};
 
 use crate::controller::cache::{Change, ObjectKey};
+use crate::controller::index;
 
 /// Unfinished work by the Instances it is done to; follows the cache change by change.
 #[derive(Debug, Default)]
-pub struct Index {
-    by_instance: HashMap<ObjectKey, BTreeSet<ObjectKey>>,
-}
+pub struct Index(index::Index<ObjectKey>);
 
 impl Index {
     /// Follows the cache.
     pub fn observe(&mut self, change: &Change<Task>) {
-        if let Some(old) = &change.old {
-            let key = ObjectKey::of(&**old);
-            for instance in targets_of(old) {
-                if let Some(tasks) = self.by_instance.get_mut(&instance) {
-                    tasks.remove(&key);
-                    if tasks.is_empty() {
-                        self.by_instance.remove(&instance);
-                    }
-                }
-            }
-        }
-        if let Some(new) = &change.new
-            && !new.spec.manual
-            && !is_finished(new)
-        {
-            for instance in targets_of(new) {
-                self.by_instance
-                    .entry(instance)
-                    .or_default()
-                    .insert(ObjectKey::of(&**new));
-            }
-        }
+        let Some(any) = change.new.as_ref().or(change.old.as_ref()) else {
+            return;
+        };
+        let old = change.old.as_deref().map(targets_of).unwrap_or_default();
+        let unfinished = change
+            .new
+            .as_deref()
+            .filter(|new| !new.spec.manual && !is_finished(new));
+        let new = unfinished.map(targets_of).unwrap_or_default();
+        self.0.observe(&ObjectKey::of(&**any), old, new);
     }
 
     /// Unfinished work on an Instance.
     #[must_use]
     pub fn of(&self, instance: &ObjectKey) -> Vec<ObjectKey> {
-        self.by_instance
-            .get(instance)
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect()
+        self.0.of(instance).cloned().collect()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod index;
 pub mod outcome;
 mod progress;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ use kube::api::{Api, DeleteParams, Preconditions};
 use serde_json::json;
 use virtshell_crds::task::{TargetGeneration, TaskTarget};
 use virtshell_crds::{
-    ANNOTATION_CREATED_AT, ANNOTATION_REQUEST_ID, Instance, MANAGER_CONTROLLER, PowerState, Task, TaskState,
-    TaskStatus, launch,
+    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_REQUEST_ID, Instance, MANAGER_CONTROLLER,
+    PowerState, Task, TaskState, TaskStatus, launch,
 };
 
 use super::cache::ObjectKey;
@@ -320,6 +321,18 @@ async fn act(
         patch["metadata"]["annotations"][ANNOTATION_REQUEST_ID] = json!(request);
     }
     patch_instance(ctx, instance, patch).await.map(Some)
+}
+
+/// Who asked for work, when and by which request: what all that is made for it carries.
+fn origin(of: &impl ResourceExt) -> BTreeMap<String, String> {
+    let kept = [
+        ANNOTATION_CREATED_BY,
+        ANNOTATION_CREATED_AT,
+        ANNOTATION_REQUEST_ID,
+    ];
+    kept.into_iter()
+        .filter_map(|key| Some((key.to_owned(), of.annotations().get(key)?.clone())))
+        .collect()
 }
 
 fn failed(instance: &Instance) -> bool {
