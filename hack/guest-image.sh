@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Builds a small real guest from Debian's packages: kernel, busybox, virtio, QEMU guest agent.
+# Builds a small real guest from Debian's packages: kernel, busybox, virtio, QEMU guest agent, SSH server.
 #
 #   hack/guest-image.sh            path of a qcow2 disk that boots by itself (BIOS)
 #   hack/guest-image.sh --kernel   path of its kernel, for direct kernel boot
 #   hack/guest-image.sh --initrd   path of its initramfs, for direct kernel boot
-#   hack/guest-image.sh --cmdline  the kernel command line that both ways use
+#   hack/guest-image.sh --cmdline  the kernel command line that both ways use; with the word
+#                                  `noagent` the guest runs no QEMU guest agent
+#   hack/guest-image.sh --iso      path of a medium that installs it on the first disk, by itself
 #
 # Built once per set of inputs (this script, hack/guest, package versions) under
 # ${VIRTSHELL_CACHE:-${XDG_CACHE_HOME:-~/.cache}/virtshell}/images/. Needs no root, no loop device
@@ -12,10 +14,12 @@
 set -euo pipefail
 export LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 
-# What runs in the guest: busybox, the agent and the libraries it links to.
-readonly GUEST_PACKAGES=(busybox-static qemu-guest-agent libc6 libglib2.0-0 libnuma1 libpcre2-8-0 libudev1 liburing2)
-# What makes the disk: FAT tools and a boot loader installer that work on plain files.
-readonly TOOL_PACKAGES=(mtools syslinux syslinux-common)
+# What runs in the guest: busybox, the agent, the SSH server, and the libraries they link to.
+readonly GUEST_PACKAGES=(busybox-static libc6
+    qemu-guest-agent libglib2.0-0 libnuma1 libpcre2-8-0 libudev1 liburing2
+    dropbear-bin libcrypt1 libgmp10 libtomcrypt1 libtommath1 zlib1g)
+# What makes disk and medium: FAT tools and boot loaders that work on plain files.
+readonly TOOL_PACKAGES=(isolinux mtools syslinux syslinux-common)
 # Measured emulated, start to agent: `quiet` alone 3.5 s, with the rest 3.1 s. The guest holds nothing worth the mitigations.
 readonly CMDLINE="console=ttyS0 quiet tsc=reliable no_timer_check mitigations=off cryptomgr.notests random.trust_cpu=on lsm= audit=0 rcupdate.rcu_expedited=1"
 # Partition 1 (FAT) holds kernel and initramfs, about 20 MiB; the rest is partition 2 (ext4).
@@ -56,7 +60,7 @@ inputs_hash() {
 
 require_tools() {
     local need
-    for need in apt-get:apt dpkg-deb:dpkg mke2fs:e2fsprogs qemu-img:qemu-utils; do
+    for need in apt-get:apt dpkg-deb:dpkg genisoimage:genisoimage mke2fs:e2fsprogs qemu-img:qemu-utils; do
         command -v "${need%:*}" >/dev/null || die "${need%:*} is missing" "apt-get install ${need#*:}"
     done
     [ "$(dpkg --print-architecture)" = amd64 ] || die "the guest image is built on amd64 only" "use a machine with an x86-64 processor"
@@ -101,17 +105,18 @@ make_tree() {
     for name in poweroff reboot halt; do ln -sf shutdown "$tree/usr/sbin/$name"; done
 }
 
-add_agent() {
-    local tree=$1 loader=packages/lib64/ld-linux-x86-64.so.2 libraries=packages/lib/x86_64-linux-gnu:packages/usr/lib/x86_64-linux-gnu name file
-    cp packages/usr/sbin/qemu-ga "$tree/usr/sbin/"
-    "$loader" --library-path "$libraries" --list packages/usr/sbin/qemu-ga >needed ||
-        die "qemu-ga does not find its libraries" "the list GUEST_PACKAGES in hack/guest-image.sh lacks a package"
+# A program at the same place in the guest, and the libraries that it links to.
+add_program() {
+    local tree=$1 program=$2 loader=packages/lib64/ld-linux-x86-64.so.2 libraries=packages/lib/x86_64-linux-gnu:packages/usr/lib/x86_64-linux-gnu name file
+    cp "packages/$program" "$tree/$program"
+    "$loader" --library-path "$libraries" --list "packages/$program" >needed ||
+        die "$program does not find its libraries" "the list GUEST_PACKAGES in hack/guest-image.sh lacks a package"
     mkdir -p "$tree/usr/lib/x86_64-linux-gnu"
     while read -r name _ file _; do
         case $file in
             packages/lib64/*) ;; # the loader itself
             packages/*) cp -L "$file" "$tree/usr/lib/x86_64-linux-gnu/$name" ;;
-            /*) die "qemu-ga needs $name, which would come from this machine" "add its package to GUEST_PACKAGES in hack/guest-image.sh" ;;
+            /*) die "$program needs $name, which would come from this machine" "add its package to GUEST_PACKAGES in hack/guest-image.sh" ;;
         esac
     done <needed
     cp -L "$loader" "$tree/usr/lib64/ld-linux-x86-64.so.2"
@@ -153,7 +158,7 @@ OS
 make_initramfs() {
     local tree=$1
     # Not compressed: the guest would pay for unpacking at each start, emulated.
-    (cd "$tree" && find . | sort | "$OLDPWD/packages/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null) >initrd.cpio
+    (cd "$tree" && find . | sort | "$OLDPWD/packages/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null)
 }
 
 # --- the disk ------------------------------------------------------------------------------
@@ -184,6 +189,23 @@ make_disk() {
     qemu-img convert -f raw -O qcow2 disk.raw "$image"
 }
 
+# --- the installation medium ---------------------------------------------------------------
+
+# The guest itself with a second initramfs: the start of the disk, which /usr/sbin/install-guest copies. The kernel of
+# the guest has no driver for CD-ROMs, so the boot loader brings everything.
+make_medium() {
+    local image=$1
+    mkdir -p payload/install medium/isolinux
+    head -c "${DATA_AT_MIB}M" disk.raw | gzip -9 >payload/install/disk.gz
+    make_initramfs payload >medium/install.img
+    cp vmlinuz initrd.img medium/
+    cp packages/usr/lib/ISOLINUX/isolinux.bin packages/usr/lib/syslinux/modules/bios/ldlinux.c32 medium/isolinux/
+    printf 'default install\nprompt 0\ntimeout 0\nlabel install\n  linux /vmlinuz\n  initrd /initrd.img,/install.img\n  append %s\n' "$CMDLINE" \
+        >medium/isolinux/isolinux.cfg
+    genisoimage -quiet -R -V GUEST -b isolinux/isolinux.bin -c isolinux/boot.cat -no-emul-boot -boot-load-size 4 -boot-info-table \
+        -o "$image" medium
+}
+
 # --- build ---------------------------------------------------------------------------------
 
 build() {
@@ -198,14 +220,15 @@ build() {
     release=$(basename packages/lib/modules/*)
     make_tree tree
     mkdir -p "tree/lib/modules/$release"
-    add_agent tree
+    add_program tree usr/sbin/qemu-ga
+    add_program tree usr/sbin/dropbear
     add_modules tree "$release"
     write_identity tree "$release"
-    make_initramfs tree
+    make_initramfs tree >initrd.img
     mkdir result
     cp "packages/boot/vmlinuz-$release" vmlinuz
-    mv initrd.cpio initrd.img
     make_disk result/guest.qcow2
+    make_medium result/guest.iso
     mv vmlinuz initrd.img result/
     mv result "$result"
 }
@@ -217,7 +240,8 @@ main() {
         --kernel) wanted=vmlinuz ;;
         --initrd) wanted=initrd.img ;;
         --cmdline) echo "$CMDLINE"; return ;;
-        *) die "usage: hack/guest-image.sh [--kernel | --initrd | --cmdline]" ;;
+        --iso) wanted=guest.iso ;;
+        *) die "usage: hack/guest-image.sh [--kernel | --initrd | --cmdline | --iso]" ;;
     esac
     require_tools
     packages=$(package_list)
