@@ -158,8 +158,6 @@ async fn an_installer_finds_its_answers_and_what_it_installed_boots() -> Result<
         answers == "host installed\nzone Europe/Madrid\nuser operator $6$salt$hash\nkept {{other}}",
         "{answers}"
     );
-    let disks = story.virsh(&format!("domblklist {name}"))?;
-    ensure!(disks.contains(".iso") || disks.contains("sda"), "{disks}");
     story.end().await
 }
 
