@@ -573,6 +573,7 @@ impl Context {
             self.pulse().forget(&key.name);
         }
         let gone = |host: &Option<Arc<Host>>| host.as_deref().is_some_and(super::host::is_confirmed_gone);
+        self.pulse().confirm(&key.name, gone(&change.new));
         if gone(&change.new) && !gone(&change.old) {
             self.wake_instances_of(&key.name);
         }
@@ -601,8 +602,14 @@ impl Context {
             return;
         };
         let renewed = lease.spec.as_ref().and_then(|s| s.renew_time.as_ref());
-        if self.pulse().beat(host, renewed, Instant::now()) {
+        let (is_back, contradicts) = {
+            let mut pulse = self.pulse();
+            (pulse.beat(host, renewed, Instant::now()), pulse.contradicts(host))
+        };
+        if is_back || contradicts {
             self.queue.add(Key::Host(cluster_key(host)));
+        }
+        if is_back {
             self.wake(&self.desk().unscheduled);
         }
     }

@@ -21,7 +21,8 @@ use crate::status::differs;
 /// Reason of `Ready=Unknown` on a Host that is silent.
 const SILENT: &str = "Silent";
 
-/// Whether an administrator has said that this host is gone for good.
+/// Whether an administrator has said that this host is gone for good. Whether it is, [`Pulse::state`](pulse::Pulse::state)
+/// knows.
 #[must_use]
 pub fn is_confirmed_gone(host: &Host) -> bool {
     let said = host.annotations().get(ANNOTATION_CONFIRM_GONE);
@@ -46,6 +47,8 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
         let filled = node_name::fill(ctx, &host).await?;
         keep(&mut host, filled);
     }
+    let contradicted = contradict(ctx, &host).await?;
+    keep(&mut host, contradicted);
     let (next_beat, marked) = watch_over(ctx, &host).await?;
     keep(&mut host, marked);
     let user = user(ctx, &key.name);
@@ -66,6 +69,28 @@ fn user(ctx: &Context, name: &str) -> Option<String> {
     guard::instances(usize::from(first.is_some()) + bound.count(), first)
 }
 
+/// A host that beats is not gone, whoever said so: his word is taken back, so that the next silence needs a new one. Returns the
+/// Host as it is then.
+async fn contradict(ctx: &Context, host: &Host) -> Result<Option<Host>, Error> {
+    let name = host.name_any();
+    if !is_confirmed_gone(host) || !ctx.pulse().contradicts(&name) {
+        return Ok(None);
+    }
+    let api: Api<Host> = Api::all(ctx.client.clone());
+    let patch = json!({"metadata": {"annotations": {ANNOTATION_CONFIRM_GONE: null}}});
+    let written = write::patch_as_read(&api, host, patch)
+        .await
+        .map_err(Error::api(format!("take back that host {name} is gone")))?;
+    ctx.metrics.wrote("Host");
+    tracing::warn!(host.name = name, "a host that was said to be gone is back");
+    let note = format!(
+        "it was said to be gone, and its agent reports: annotation {ANNOTATION_CONFIRM_GONE} is taken back"
+    );
+    ctx.events
+        .say(host, Level::Warning, "Watch", "HostNotGone", &note);
+    Ok(Some(written))
+}
+
 /// `Ready=Unknown` while the host is silent. Its agent says what is true when it is back; then the mark is taken back.
 /// Returns when it will be silent, and the Host as it is then, where that was a write.
 async fn watch_over(ctx: &Context, host: &Host) -> Result<(Option<Duration>, Option<Host>), Error> {
@@ -78,7 +103,12 @@ async fn watch_over(ctx: &Context, host: &Host) -> Result<(Option<Duration>, Opt
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
     let shown = condition::find(present, READY).is_some_and(|c| c.reason == SILENT);
-    let status = if left.is_none() && !shown && ctx.pulse().mark(&name, &uid) {
+    let falls_silent = left.is_none() && ctx.pulse().mark(&name, &uid);
+    let status = if falls_silent && shown {
+        // An earlier controller has said so; who waits for it asks us.
+        ctx.wake_instances_of(&name);
+        return Ok((left, None));
+    } else if falls_silent {
         let message = format!(
             "no renewal of its Lease has been seen for {} s",
             pulse::SILENCE.as_secs()

@@ -21,6 +21,7 @@ use super::context::Context;
 use super::depends;
 use super::events::Level;
 use super::ledger;
+use super::pulse::HostState;
 use super::schedule::{Pin, Placement, decide};
 use super::write::{self, Error};
 use crate::status::differs;
@@ -35,7 +36,7 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     };
     if instance.metadata.deletion_timestamp.is_some() {
         super::launch::release(ctx, &instance).await?;
-        return release(ctx, &instance).await;
+        return release(ctx, &instance).await.map(|()| None);
     }
     ctx.desk().looks_again(key);
     mark_silence(ctx, &instance).await?;
@@ -58,42 +59,24 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
 }
 
 /// An Instance that is being deleted waits for its node, unless no node was ever told of it, or its host is gone for good.
-/// The answer is when to look again.
-async fn release(ctx: &Context, instance: &Instance) -> Result<Option<Duration>, Error> {
+async fn release(ctx: &Context, instance: &Instance) -> Result<(), Error> {
     let mut finalizers = instance.finalizers().to_vec();
     if !finalizers.iter().any(|f| f == FINALIZER_DOMAIN) {
-        return Ok(None);
+        return Ok(());
     }
-    if is_scheduled(instance) {
-        match left_of_host(ctx, instance) {
-            Left::WaitForNode => return Ok(None),
-            Left::WaitFor(silence) => return Ok(Some(silence)),
-            Left::Nothing => {}
-        }
+    // Its node does the rest, now or when it is back. The host's falling silent puts it in line again.
+    if is_scheduled(instance) && !is_host_gone(ctx, instance) {
+        return Ok(());
     }
     finalizers.retain(|f| f != FINALIZER_DOMAIN);
     let patch = json!({"metadata": {"finalizers": finalizers}});
-    patch_instance(ctx, instance, patch).await.map(|_| None)
+    patch_instance(ctx, instance, patch).await.map(drop)
 }
 
-/// What is left of an Instance's host, for its deletion.
-enum Left {
-    /// Its node does the rest, now or when it is back.
-    WaitForNode,
-    /// An administrator says that it is gone, and it has been heard of lately: if it lives, its node does the rest.
-    WaitFor(Duration),
-    /// It is gone for good: an administrator says so, and it is silent.
-    Nothing,
-}
-
-fn left_of_host(ctx: &Context, instance: &Instance) -> Left {
-    let name = instance.spec.host.as_deref().unwrap_or_default();
-    let host = ctx.hosts.get(&super::context::cluster_key(name));
-    if !host.is_some_and(|host| super::host::is_confirmed_gone(&host)) {
-        return Left::WaitForNode;
-    }
-    let until_silent = ctx.pulse().until_silent(name, Instant::now());
-    until_silent.map_or(Left::Nothing, Left::WaitFor)
+/// Whether the host of an Instance is gone for good. One that is not known here may be there.
+fn is_host_gone(ctx: &Context, instance: &Instance) -> bool {
+    let host = instance.spec.host.as_deref().unwrap_or_default();
+    ctx.pulse().state(host, Instant::now()) == HostState::Gone
 }
 
 /// Decides where the Instance goes, and writes that. Returns the Instance as it is then.

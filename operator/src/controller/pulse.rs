@@ -1,7 +1,8 @@
 //! Which hosts are alive, by this controller's own clock.
 //!
 //! Pure. A host lives when its Lease changes; how late its clock or ours is does not matter. A controller that has just
-//! begun to lead gives every host a full period before it calls one silent.
+//! begun to lead gives every host a full period before it calls one silent. A silent host is gone only when an administrator
+//! has said so, and its first sign of life after that makes his word worthless: the next silence is a new one.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,12 +13,27 @@ use tokio::time::Instant;
 /// How long a host may be silent. Four renewals: agents renew every 10 s.
 pub const SILENCE: Duration = Duration::from_secs(40);
 
+/// How a host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostState {
+    /// Its agent has been heard of lately.
+    Alive,
+    /// Its agent has not been heard of for a while.
+    Silent,
+    /// It is silent, and has been since an administrator said that it is gone for good; or there is no such Host.
+    Gone,
+}
+
 #[derive(Debug)]
 struct Beat {
     renewed: Option<MicroTime>,
     at: Instant,
     /// How often the host has come back: tells one silence from the next.
     returns: u64,
+    /// How often its Lease has changed before our eyes.
+    renewals: u64,
+    /// `renewals` when an administrator said that it is gone, for as long as he says so.
+    given_up: Option<u64>,
 }
 
 /// The last sign of life of every host.
@@ -35,7 +51,36 @@ impl Pulse {
             renewed: None,
             at: now,
             returns: 0,
+            renewals: 0,
+            given_up: None,
         });
+    }
+
+    /// Whether an administrator says now that the host is gone.
+    pub fn confirm(&mut self, host: &str, is_gone: bool) {
+        if let Some(beat) = self.beats.get_mut(host) {
+            beat.given_up = is_gone.then(|| beat.given_up.unwrap_or(beat.renewals));
+        }
+    }
+
+    /// Whether a host that is said to be gone has shown since then that it is not.
+    #[must_use]
+    pub fn contradicts(&self, host: &str) -> bool {
+        let beat = self.beats.get(host);
+        beat.is_some_and(|beat| beat.given_up.is_some_and(|then| then < beat.renewals))
+    }
+
+    /// How a host is, for all who wait for it.
+    #[must_use]
+    pub fn state(&self, host: &str, now: Instant) -> HostState {
+        let is_given_up = |beat: &Beat| beat.given_up == Some(beat.renewals);
+        if !self.is_silent(host, now) {
+            HostState::Alive
+        } else if self.beats.get(host).is_some_and(is_given_up) {
+            HostState::Gone
+        } else {
+            HostState::Silent
+        }
     }
 
     /// The host's Lease as it is now. Returns whether the host was silent until then.
@@ -49,6 +94,8 @@ impl Pulse {
         else {
             return false;
         };
+        // What was there when we came is no sign of life.
+        beat.renewals += u64::from(beat.renewed.is_some());
         beat.renewed = renewed.cloned();
         beat.at = now;
         beat.returns += u64::from(was_silent);
@@ -125,6 +172,37 @@ mod tests {
         assert!(pulse.is_silent("h", at(43)), "meeting again is no sign of life");
         assert!(pulse.beat("h", Some(&renewed(4)), at(50)), "back");
         assert!(!pulse.is_silent("h", at(89)));
+    }
+
+    #[test]
+    fn gone_is_who_is_silent_and_said_to_be_gone_until_it_shows_that_it_is_not() {
+        let start = Instant::now();
+        let later = start + 2 * SILENCE;
+        let mut pulse = Pulse::default();
+        pulse.confirm("h", true);
+        assert_eq!(pulse.state("h", start), HostState::Silent, "never met");
+        pulse.meet("h", start);
+        pulse.confirm("h", true);
+        assert_eq!(pulse.state("h", start), HostState::Alive, "not silent yet");
+        pulse.beat("h", Some(&renewed(1)), start);
+        assert!(!pulse.contradicts("h"), "the Lease was there before us");
+        assert_eq!(pulse.state("h", later), HostState::Gone);
+        pulse.confirm("h", false);
+        assert_eq!(pulse.state("h", later), HostState::Silent, "taken back");
+        pulse.confirm("h", true);
+        pulse.beat("h", Some(&renewed(2)), later);
+        pulse.confirm("h", true);
+        assert!(pulse.contradicts("h"));
+        assert_eq!(pulse.state("h", later), HostState::Alive);
+        assert_eq!(
+            pulse.state("h", later + SILENCE),
+            HostState::Silent,
+            "what was said of an earlier silence"
+        );
+        pulse.confirm("h", false);
+        assert!(!pulse.contradicts("h"));
+        pulse.confirm("h", true);
+        assert_eq!(pulse.state("h", later + SILENCE), HostState::Gone, "said anew");
     }
 
     /// Silent is who has not changed the Lease for too long since the last change, or since it was first met.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{DeleteParams, ListParams, ObjectList, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 use virtshell_crds::condition::{self, READY, SCHEDULED};
-use virtshell_crds::{ANNOTATION_CONFIRM_GONE, Host, Instance};
+use virtshell_crds::{ANNOTATION_CONFIRM_GONE, Host, Instance, Task, TaskState};
 use virtshell_tests::wait::SOON;
 use virtshell_tests::wait_for;
 
@@ -22,6 +23,18 @@ fn said(instance: &Instance, type_: &str) -> String {
     condition
         .map(|c| format!("{}/{}", c.status, c.reason))
         .unwrap_or_default()
+}
+
+/// An administrator says of a host that it is gone: the one of this uid, without one the one that is there.
+async fn confirm_gone(w: &World, host: &str, uid: Option<&str>) -> anyhow::Result<()> {
+    let hosts: Api<Host> = Api::all(w.admin.clone());
+    let there = hosts.get(host).await?.metadata.uid;
+    let uid = uid.map(ToOwned::to_owned).or(there);
+    let patch = json!({"metadata": {"annotations": {ANNOTATION_CONFIRM_GONE: uid}}});
+    hosts
+        .patch(host, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -64,30 +77,57 @@ async fn a_silent_host_keeps_its_instances_until_it_is_said_to_be_gone() -> anyh
     .await?;
 
     instances.delete("lost", &DeleteParams::default()).await?;
-    let hosts: Api<Host> = Api::all(w.admin.clone());
     let lost = &w.nodes[0].host;
-    let uid = hosts.get(lost).await?.metadata.uid;
-    let confirm = async |uid: Option<String>| {
-        let patch = json!({"metadata": {"annotations": {ANNOTATION_CONFIRM_GONE: uid}}});
-        hosts
-            .patch(lost, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-    };
-    confirm(Some("an earlier host's".to_owned())).await?;
+    confirm_gone(&w, lost, Some("an earlier host's")).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     instances.get("lost").await?;
-    confirm(uid).await?;
+    confirm_gone(&w, lost, None).await?;
     w.until_gone::<Instance>("lost").await?;
     // A host that lives does its own deletions, whatever is said of it.
-    let look = async || hosts.get(&node.host).await;
-    let known = wait_for("the other host", SOON, look, |h: &Host| h.metadata.uid.is_some()).await?;
-    let patch = json!({"metadata": {"annotations": {ANNOTATION_CONFIRM_GONE: known.metadata.uid}}});
-    hosts
-        .patch(&node.host, &PatchParams::default(), &Patch::Merge(patch))
-        .await?;
+    confirm_gone(&w, &node.host, None).await?;
     instances.delete("back", &DeleteParams::default()).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     instances.get("back").await?;
     node.release(&w.namespace, "back").await?;
     w.until_gone::<Instance>("back").await
+}
+
+#[tokio::test]
+async fn a_host_that_was_said_to_be_gone_and_returns_gets_work_again() -> anyhow::Result<()> {
+    let w = World::with_hosts("returns", 1).await?;
+    let node = &w.nodes[0];
+    w.running("guest", 0).await?;
+    let instances = w.api::<Instance>();
+    let is_unknown = |i: &Instance| said(i, READY) == "Unknown/HostSilent";
+    let look = async || instances.get("guest").await;
+    wait_for("the host to be silent", LATE, look, is_unknown).await?;
+    confirm_gone(&w, &node.host, None).await?;
+    let command = json!({"type": "execute_command", "params": {"command": "true"}});
+    w.task("before", &["guest"], command.clone()).await?;
+    let has_failed = |t: &Task| t.status.as_ref().and_then(|s| s.state) == Some(TaskState::Failed);
+    let refused = w.until("before", "to be refused", has_failed).await?;
+    let words = format!("0 of 1 targets succeeded; guest: host {} is gone", node.host);
+    assert_eq!(refused.status.map(|s| s.log), Some(words));
+
+    node.renew().await?;
+    let hosts: Api<Host> = Api::all(w.admin.clone());
+    let look = async || hosts.get(&node.host).await;
+    let is_taken_back = |h: &Host| !h.annotations().contains_key(ANNOTATION_CONFIRM_GONE);
+    wait_for("the word to be taken back", SOON, look, is_taken_back).await?;
+    let events: Api<Event> = Api::default_namespaced(w.admin.clone());
+    let of_host = ListParams::default().fields(&format!("involvedObject.name={}", node.host));
+    let look = async || events.list(&of_host).await;
+    let is_told = |list: &ObjectList<Event>| {
+        let mut reasons = list.iter().filter_map(|event| event.reason.as_deref());
+        reasons.any(|reason| reason == "HostNotGone")
+    };
+    wait_for("an Event that tells it", SOON, look, is_told).await?;
+    w.report("guest", "Running").await?;
+    w.task("after", &["guest"], command).await?;
+    let part = w.part("after", 0, 0).await?;
+    let done = json!({"state": "Succeeded", "exitCode": 0});
+    w.results(0, &part, &[("guest", done)]).await?;
+    let has_succeeded = |t: &Task| t.status.as_ref().and_then(|s| s.state) == Some(TaskState::Succeeded);
+    w.until("after", "to succeed", has_succeeded).await?;
+    Ok(())
 }

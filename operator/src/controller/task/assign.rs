@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState, TaskRef, TaskTarget};
 use virtshell_crds::{Instance, Task, TaskAssignment, TaskAssignmentSpec, TaskStatus, names};
 
-use super::guest::{self, Given, HostState, Plan, Seen};
+use super::guest::{self, Given, Plan, Seen};
 use super::origin;
 use super::outcome::Standing;
 use crate::controller::cache::{Cached, Change, ObjectKey};
 use crate::controller::context::{Context, cluster_key};
-use crate::controller::host::is_confirmed_gone;
 use crate::controller::index;
+use crate::controller::pulse::HostState;
 use crate::controller::write::Error;
 
 /// Instances that are read at the same time, of a Task that may have a thousand.
@@ -194,9 +194,7 @@ fn runs_from_before(task: &Task, parts: &[Arc<TaskAssignment>], name: &str, now:
 fn host_state(ctx: &Context, name: &str) -> HostState {
     match ctx.hosts.get(&cluster_key(name)) {
         None => HostState::Gone,
-        Some(host) if is_confirmed_gone(&host) => HostState::Gone,
-        Some(_) if ctx.pulse().is_silent(name, Instant::now()) => HostState::Silent,
-        Some(_) => HostState::Alive,
+        Some(_) => ctx.pulse().state(name, Instant::now()),
     }
 }
 

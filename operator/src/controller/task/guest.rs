@@ -17,6 +17,7 @@ use virtshell_crds::task::{AssignedTarget, RefusedTarget, TargetResult, TargetSt
 use virtshell_crds::{Instance, PowerState, Task, TaskParams, TaskState, TaskStatus};
 
 use super::outcome::{self, Outcome, Standing, pending, working};
+use crate::controller::pulse::HostState;
 
 /// Whether hosts do this kind of work inside guests.
 #[must_use]
@@ -25,17 +26,6 @@ pub fn is_guest_work(type_: &str) -> bool {
         type_,
         "execute_command" | "copy_files" | "install_packages" | "upgrade_packages" | "remove_packages"
     )
-}
-
-/// How a host is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HostState {
-    /// Its agent reports.
-    Alive,
-    /// Its agent has not been heard of for a while.
-    Silent,
-    /// There is no such Host, or an administrator has said that it is gone for good.
-    Gone,
 }
 
 /// One target as it is now.

@@ -4,8 +4,8 @@
     reason = "a table reads best flat, with its values in place"
 )]
 
-use super::HostState::{Alive, Gone, Silent};
 use super::*;
+use crate::controller::pulse::HostState::{Alive, Gone, Silent};
 use serde_json::{Value, json};
 use virtshell_crds::task::TaskCounts;
 
