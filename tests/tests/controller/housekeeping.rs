@@ -7,7 +7,7 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use virtshell_crds::condition::{self, ACCEPTED};
-use virtshell_crds::{Environment, File, Host, Image, Instance, Section, User};
+use virtshell_crds::{Environment, File, Host, Image, Instance, User};
 use virtshell_tests::wait::SOON;
 use virtshell_tests::wait_for;
 
@@ -135,34 +135,6 @@ async fn keys_that_were_deleted_are_made_anew() -> anyhow::Result<()> {
     let limit = SOON + Duration::from_mins(1);
     wait_for("other keys", limit, look, |u| !id(u).is_empty() && id(u) != old).await?;
     secrets.get(&user.credentials_secret()).await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn what_is_in_use_stays_until_its_users_are_gone() -> anyhow::Result<()> {
-    let w = World::with_hosts("in-use", 0).await?;
-    let sections: Api<Section> = Api::all(w.admin.clone());
-    let name = format!("{}-section", w.namespace);
-    let section: Section = serde_json::from_value(json!({
-        "apiVersion": "virtshell.io/v1alpha1", "kind": "Section", "metadata": {"name": name}, "spec": {},
-    }))?;
-    sections.create(&PostParams::default(), &section).await?;
-    w.create::<Environment>("user", json!({"section": name})).await?;
-    let look = async || sections.get_opt(&name).await;
-    let held = |s: &Option<Section>| s.as_ref().is_some_and(|s| s.metadata.finalizers.is_some());
-    wait_for("the section to be held", SOON, look, held).await?;
-    sections.delete(&name, &DeleteParams::default()).await?;
-    let words = format!("section {name} is in use: enviroment user");
-    let says = |s: &Option<Section>| {
-        let status = s.as_ref().and_then(|s| s.status.as_ref());
-        let condition = status.and_then(|s| condition::find(&s.conditions, "InUse"));
-        condition.is_some_and(|c| c.message == words)
-    };
-    wait_for("the section to say who uses it", SOON, look, says).await?;
-    w.api::<Environment>()
-        .delete("user", &DeleteParams::default())
-        .await?;
-    wait_for("the section to go", SOON, look, Option::is_none).await?;
     Ok(())
 }
 

@@ -3,10 +3,13 @@
 //! - [`world`]: a namespace with an Environment and hosts of its own, and what agents do there.
 //! - `dependencies`: what an Instance waits for.
 //! - `failover`: several controllers, of which one is killed, stopped or started again.
-//! - `housekeeping`: names, nodes, keys, deletion.
+//! - `healing`: what an Instance refers to and is not there yet.
+//! - `housekeeping`: names, nodes, keys, namespaces.
+//! - `in_use`: what is asked to go while something needs it.
 //! - `launches`: groups of Instances.
 //! - `placing`: room that becomes free, and bindings that nobody was told of.
 //! - `silence`: hosts that are not heard of.
+//! - `sums`: what hosts, sections, environments and groups show of others.
 //! - `tasks`: work that hosts do inside guests.
 
 #![expect(
@@ -15,9 +18,12 @@
 )]
 mod dependencies;
 mod failover;
+mod healing;
 mod housekeeping;
+mod in_use;
 mod launches;
 mod placing;
 mod silence;
+mod sums;
 mod tasks;
 mod world;

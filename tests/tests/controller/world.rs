@@ -3,14 +3,15 @@
 use std::fmt::Debug;
 
 use anyhow::Context;
-use kube::api::{Patch, PatchParams, PostParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use virtshell_crds::condition::{self, SCHEDULED};
-use virtshell_crds::{HostSpec, Instance, Task, TaskAssignment};
+use virtshell_crds::{Host, HostSpec, Instance, Section, Task, TaskAssignment};
 use virtshell_tests::identity::SimulatedNode;
 use virtshell_tests::program::operator;
 use virtshell_tests::wait::SOON;
@@ -83,6 +84,45 @@ impl World {
     /// Objects of a kind, as an administrator.
     pub fn api<K: Object>(&self) -> Api<K> {
         Api::namespaced(self.admin.clone(), &self.namespace)
+    }
+
+    /// Hosts, as an administrator.
+    pub fn hosts(&self) -> Api<Host> {
+        Api::all(self.admin.clone())
+    }
+
+    /// Sections, as an administrator.
+    pub fn sections(&self) -> Api<Section> {
+        Api::all(self.admin.clone())
+    }
+
+    /// A Section of this world alone; returns its name.
+    pub async fn section(&self, stem: &str, spec: Value) -> anyhow::Result<String> {
+        let name = format!("{}-{stem}", self.namespace);
+        let section = Section::new(&name, serde_json::from_value(spec)?);
+        self.sections().create(&PostParams::default(), &section).await?;
+        Ok(name)
+    }
+
+    /// Edits the spec of the host `node`.
+    pub async fn edit_host(&self, node: usize, spec: Value) -> anyhow::Result<()> {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        let name = &self.nodes[node].host;
+        self.hosts().patch(name, &PatchParams::default(), &patch).await?;
+        Ok(())
+    }
+
+    /// Asks an object to go.
+    pub async fn delete<K: Object>(&self, name: &str) -> anyhow::Result<()> {
+        self.api::<K>().delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Deletes an Instance on the host `node`, whose agent lets it go.
+    pub async fn remove(&self, name: &str, node: usize) -> anyhow::Result<()> {
+        self.delete::<Instance>(name).await?;
+        self.nodes[node].release(&self.namespace, name).await?;
+        self.until_gone::<Instance>(name).await
     }
 
     /// Creates an object, as an administrator with kubectl does.
@@ -211,6 +251,14 @@ pub fn is_scheduled(instance: &Instance) -> bool {
         .status
         .as_ref()
         .is_some_and(|s| condition::is_true(&s.conditions, SCHEDULED))
+}
+
+/// `status/reason: message` of a condition.
+pub fn said(conditions: &[Condition], type_: &str) -> String {
+    let condition = condition::find(conditions, type_);
+    condition
+        .map(|c| format!("{}/{}: {}", c.status, c.reason, c.message))
+        .unwrap_or_default()
 }
 
 fn condition(type_: &str, status: &str, generation: i64) -> Value {
