@@ -1,9 +1,11 @@
 //! The images of this host, by the SHA-256 of their content.
 //!
-//! An image is found by its declared checksum, else by what its URL gave before; otherwise it is fetched, once however
-//! many wait. What is cached is believed: it was hashed when it came. A `file://` image without a checksum is fetched
-//! again when the file has changed. An image that is handed out carries a [`Lease`]; its last use is the time of its
-//! description's file, so that a restart does not forget it.
+//! An image is found by its URL and what that gave before; otherwise it is fetched, once however many wait. A checksum
+//! alone opens nothing: checksums are no secret (every reader of a Host sees them), and content may be. Who names the URL
+//! that content came by could have it without this cache; whoever else wants it must get it once from where they say that
+//! it is, and then it is stored once. What is cached is believed: it was hashed when it came. A `file://` image without a
+//! checksum is fetched again when the file has changed. An image that is handed out carries a [`Lease`]; its last use is
+//! the time of its description's file, so that a restart does not forget it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -121,9 +123,28 @@ pub(super) struct Entry {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(super) struct UrlEntry {
     url: String,
+    /// What it gave last.
     pub sha256: String,
+    /// What it gave before, as far as that is still here: an Image may declare an older release.
+    #[serde(default)]
+    earlier: Vec<String>,
     /// Of a `file://` URL.
     stamp: Option<Stamp>,
+}
+
+impl UrlEntry {
+    /// All that it gave.
+    pub(super) fn all(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.sha256).chain(&self.earlier)
+    }
+
+    /// Which content it is of what the URL has given: the declared one, else the last.
+    fn gave(&self, source: &Source) -> Option<&String> {
+        match &source.sha256 {
+            Some(declared) => self.all().find(|sha256| *sha256 == declared),
+            None => (!changed(self, &source.location)).then_some(&self.sha256),
+        }
+    }
 }
 
 /// Tells that a file was changed.
@@ -229,7 +250,7 @@ impl Cache {
         let boot = urls.filter_map(|url| Source::new(&image.name, url, "", self.allow_files).ok());
         main.into_iter()
             .chain(boot)
-            .find_map(|source| self.contents.progress(source.key()))
+            .find_map(|source| self.contents.progress(&source.key()))
     }
 
     fn source(&self, image: &ResolvedImage) -> Result<Source, StorageError> {
@@ -355,7 +376,7 @@ impl Cache {
         if let Some(leased) = self.lookup(&source) {
             return Ok(leased);
         }
-        let key = source.key().to_owned();
+        let key = source.key();
         let (asking, fetching) = (source.clone(), Arc::clone(self));
         self.contents
             .join(
@@ -368,15 +389,7 @@ impl Cache {
 
     fn lookup(&self, source: &Source) -> Option<Leased> {
         let index = self.index();
-        let sha256 = if let Some(declared) = &source.sha256 {
-            declared
-        } else {
-            let known = index.by_url.get(&source.url)?;
-            if changed(known, &source.location) {
-                return None;
-            }
-            &known.sha256
-        };
+        let sha256 = index.by_url.get(&source.url)?.gave(source)?;
         let entry = index.by_sha256.get(sha256)?.clone();
         if !self.is_there(&entry) {
             return None;
@@ -429,6 +442,7 @@ impl Cache {
         let known = UrlEntry {
             url: source.url.clone(),
             sha256: fetched.sha256.clone(),
+            earlier: self.earlier(&source.url, &fetched.sha256),
             stamp,
         };
         let (dirs, stored, url) = (self.dirs.clone(), entry.clone(), known.clone());
@@ -439,6 +453,17 @@ impl Cache {
         index.by_url.insert(known.url.clone(), known);
         index.by_sha256.insert(entry.sha256.clone(), entry.clone());
         Ok(Leased { entry, lease })
+    }
+
+    /// What a URL that gives `now` has given before, as far as it is here.
+    fn earlier(&self, url: &str, now: &str) -> Vec<String> {
+        let index = self.index();
+        let known = index.by_url.get(url).into_iter();
+        known
+            .flat_map(UrlEntry::all)
+            .filter(|sha256| *sha256 != now && index.by_sha256.contains_key(*sha256))
+            .cloned()
+            .collect()
     }
 
     /// Format and virtual size in bytes, or why the content is refused.

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::cache::{Cache, CachedImage, Entry};
+use super::cache::{Cache, CachedImage, Entry, Index};
 use super::error::StorageError;
 use super::format::{QCOW2_HEADER_BYTES, backing_file};
 use super::layout::TEMP_PREFIX;
@@ -177,7 +177,9 @@ impl Cache {
                 }
                 // After the content, which would stay for ever without a description.
                 notes.push(self.description_path(&sha256));
-                let urls = index.by_url.extract_if(|_, known| known.sha256 == sha256);
+                let Index { by_sha256, by_url } = &mut *index;
+                let urls =
+                    by_url.extract_if(|_, known| !known.all().any(|gave| by_sha256.contains_key(gave)));
                 notes.extend(urls.map(|(url, _)| self.url_path(&url)));
                 gone.push(self.image(&entry, &entry.name, entry.type_, None));
             }

@@ -90,7 +90,7 @@ impl Notes {
 
 /// The part of a source, made if there is none, its notes, and how many of its bytes are certain. Blocks.
 pub(super) fn open(dir: &Path, source: &Source) -> Result<(NamedTempFile, Notes, u64), StorageError> {
-    let path = dir.join(url_key(source.key()));
+    let path = dir.join(url_key(&source.key()));
     let failed = |error| StorageError::disk("opening", &path)(error);
     let file = locked(&path).map_err(failed)?;
     let mut notes = Notes {

@@ -1,6 +1,7 @@
 //! What may be an image, and how the cache finds it again.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use virtshell_crds::image::{Boot, ImageType};
 
@@ -68,26 +69,74 @@ async fn no_file_is_named() {
     bench.assert_nothing_cached();
 }
 
+/// Guards: whoever reads a Host sees the checksums of its images; they must not open what others fetched.
 #[tokio::test]
-async fn a_declared_checksum_finds_content_under_any_url() {
+async fn a_checksum_opens_nothing_whose_url_one_cannot_name() {
+    let server = Server::start(|request, _| match request.path.as_str() {
+        "/secret" => Reply::new(200, &noise(5000)),
+        _ => Reply::new(404, b""),
+    })
+    .await;
+    let bench = Bench::new();
+    let storage = bench.open();
+    storage
+        .ensure_image(&disk_image(&server.url("/secret")))
+        .await
+        .unwrap();
+    let mut declared = disk_image(&server.url("/guess"));
+    declared.sha256 = sha256(&noise(5000));
+    let error = storage.ensure_image(&declared).await.expect_err("not theirs");
+    assert_eq!(error.reason(), "ImageNotFound");
+    // Nor does it join somebody's fetch that is under way.
+    let under_way = Server::start(|_, _| Reply {
+        pause: Duration::from_millis(300),
+        ..Reply::new(200, &noise(6000))
+    })
+    .await;
+    let (mut theirs, mut ours) = (disk_image(&under_way.url("/secret")), declared.clone());
+    (theirs.sha256, ours.sha256) = (sha256(&noise(6000)), sha256(&noise(6000)));
+    let (theirs, ours) = tokio::join!(storage.ensure_image(&theirs), storage.ensure_image(&ours));
+    assert_eq!(theirs.unwrap().sha256, sha256(&noise(6000)));
+    assert_eq!(ours.expect_err("not theirs").reason(), "ImageNotFound");
+}
+
+#[tokio::test]
+async fn the_same_content_from_another_url_is_fetched_and_stored_once() {
     let server = Server::start(|_, _| Reply::new(200, &noise(5000))).await;
     let bench = Bench::new();
     let storage = bench.open();
-    let first = storage
-        .ensure_image(&disk_image(&server.url("/a")))
-        .await
-        .unwrap();
-    let mut declared = disk_image(&server.url("/b"));
-    declared.sha256 = sha256(&noise(5000));
-    assert_eq!(storage.ensure_image(&declared).await.unwrap(), first);
+    let mut image = disk_image(&server.url("/a"));
+    let first = storage.ensure_image(&image).await.unwrap();
+    // What the URL gave is what is declared: nothing to fetch.
+    image.sha256 = sha256(&noise(5000));
+    assert_eq!(storage.ensure_image(&image).await.unwrap(), first);
     assert_eq!(server.requests().len(), 1);
-    // Without a checksum, another URL may be other content: it is fetched, and stored once.
-    storage
-        .ensure_image(&disk_image(&server.url("/b")))
-        .await
-        .unwrap();
+    for declared in ["", &image.sha256] {
+        let mut other = disk_image(&server.url("/b"));
+        other.sha256 = declared.to_owned();
+        assert_eq!(storage.ensure_image(&other).await.unwrap(), first);
+    }
     assert_eq!(server.requests().len(), 2);
     assert_eq!(bench.names("images").len(), 2, "content and its description");
+}
+
+#[tokio::test]
+async fn an_older_release_of_a_url_stays_known_while_it_is_here() {
+    let server = Server::start(|_, before| Reply::new(200, &noise(5000 + before))).await;
+    let bench = Bench::new();
+    let storage = bench.open();
+    let mut image = disk_image(&server.url("/latest"));
+    let releases = [sha256(&noise(5000)), sha256(&noise(5001))];
+    for _ in 0..2 {
+        for release in &releases {
+            image.sha256.clone_from(release);
+            assert_eq!(storage.ensure_image(&image).await.unwrap().sha256, *release);
+        }
+    }
+    drop(storage);
+    image.sha256.clone_from(&releases[0]);
+    let again = bench.open().ensure_image(&image).await.unwrap();
+    assert_eq!((again.sha256, server.requests().len()), (releases[0].clone(), 2));
 }
 
 #[tokio::test]
