@@ -14,7 +14,7 @@ readonly RUN=(
     ca-certificates curl jq mount openssl procps util-linux
 )
 readonly BUILD=(gcc libc6-dev pkg-config libvirt-dev git make)
-readonly TEST=(shellcheck libxml2-utils python3 python3-venv wrk)
+readonly TEST=(shellcheck libxml2-utils mmdebstrap python3 python3-venv wrk)
 
 main() {
     local -a wanted=("${RUN[@]}" "${BUILD[@]}") missing

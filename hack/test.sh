@@ -19,6 +19,7 @@ main() {
     hack/packages.sh --test
     # Built before the tests, so that no test waits for it; they ask for it again and get it at once.
     hack/controlplane.sh bin >/dev/null
+    hack/lxc-root.sh --debian >/dev/null
     VIRTSHELL_SCHEMATHESIS=$(hack/schemathesis.sh)
     export VIRTSHELL_SCHEMATHESIS
     hack/check.sh
