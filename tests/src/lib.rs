@@ -7,6 +7,7 @@
 //! - [`controller`]: a cluster controller under test.
 //! - [`requests`]: what the API server counted.
 //! - [`scale`]: what the benchmarks with many Instances share.
+//! - [`limits`]: what benchmarks promise.
 //! - [`process`]: what a process takes.
 //! - [`system`]: everything, as `hack/up.sh` brings it up.
 //! - [`wrk`]: load on one URL.
@@ -27,6 +28,7 @@ pub mod identity;
 pub mod kubectl;
 pub mod leftovers;
 pub mod level;
+pub mod limits;
 pub mod ports;
 pub mod process;
 pub mod program;
@@ -43,6 +45,7 @@ pub use controller::Controller;
 pub use farm::Farm;
 pub use fleet::Fleet;
 pub use kubectl::Kubectl;
+pub use limits::Limits;
 pub use requests::Requests;
 pub use wait::wait_for;
 
