@@ -2,7 +2,8 @@
 //!
 //! Needs a running system (`make up`) and its environment (`.virtshell/env`); `make bench` does both. Every sample of
 //! VirtShell stands beside a raw sample taken right after it: the same overlay, seed and domain XML, made with
-//! `qemu-img`, `genisoimage` and two libvirt calls. So noise of the machine meets both.
+//! `qemu-img`, `genisoimage` and two libvirt calls. So noise of the machine meets both. A promise that is not kept ends the
+//! run with an error, after all has been measured.
 
 mod raw;
 
@@ -17,7 +18,9 @@ use virt::connect::Connect;
 use virt::domain::{Domain, DomainState};
 use virt::enumutil::Enum;
 use virtshell_crds::{Instance, InstanceSpec, PowerState, condition};
-use virtshell_tests::{Requests, percentile as at};
+use virtshell_tests::{Limits, Requests, percentile as at};
+
+use raw::Model;
 
 const NAMESPACE: &str = "virtshell";
 const IMAGE: &str = "debian-guest";
@@ -27,6 +30,23 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const STABLE: Duration = Duration::from_secs(65);
 /// How long standing still is watched.
 const STILL: Duration = Duration::from_mins(1);
+/// Guests that are asked for together, to see how many start per second.
+const TOGETHER: usize = 12;
+/// Calls that the node agent has in flight with a libvirtd: as many threads make the raw domains.
+const PARALLEL: usize = 4;
+
+/// Milliseconds that a guest may take longer to run than by hand, in the middle.
+const CREATE_P50_MS: f64 = 100.0;
+/// Milliseconds that the guest agent's first answer may come later than by hand.
+const ANSWER_P50_MS: f64 = 300.0;
+/// Milliseconds from a guest's end to the start of its repair.
+const DETECTION_P50_MS: f64 = 1000.0;
+/// Milliseconds from a change of a guest until the status says so.
+const VISIBLE_P99_MS: f64 = 100.0;
+/// Of the guests that start per second by hand.
+const START_RATE: f64 = 0.9;
+/// Writes to an Instance from its creation to Ready: its binding, and two by the agent.
+const WRITES: u64 = 3;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -39,22 +59,28 @@ async fn main() -> Result<()> {
     let client = Client::try_default()
         .await
         .context("no cluster: run `make up` and `. .virtshell/env` first")?;
-    let libvirt = Connect::open(Some("qemu:///system")).context("qemu:///system does not answer")?;
-    latency(&client, &libvirt, samples).await?;
-    answers(&client, &libvirt, samples.div_ceil(10)).await?;
-    drift(&client, &libvirt, samples.div_ceil(2)).await?;
-    writes(&client).await
+    let libvirt = Connect::open(Some(raw::URI)).context("qemu:///system does not answer")?;
+    let mut limits = Limits::default();
+    latency(&client, &libvirt, samples, &mut limits).await?;
+    together(&client, &libvirt, samples.div_ceil(10), &mut limits).await?;
+    answers(&client, &libvirt, samples.div_ceil(10), &mut limits).await?;
+    drift(&client, &libvirt, samples.div_ceil(2), &mut limits).await?;
+    writes(&client, &mut limits).await?;
+    limits.verdict()
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
 }
 
 /// Create to running, ours minus raw, one at a time.
-async fn latency(client: &Client, libvirt: &Connect, samples: usize) -> Result<()> {
+async fn latency(client: &Client, libvirt: &Connect, samples: usize, limits: &mut Limits) -> Result<()> {
     let (mut ours, mut raw, mut overhead) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..=samples {
         let (took, instance) = create_to_running(client, &format!("bench-{n}")).await?;
-        let xml = domain_of(libvirt, &instance)?.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
-        let image = raw::backing_image(&xml)?;
+        let model = Model::of(&domain_of(libvirt, &instance)?)?;
         delete(client, &instance).await?;
-        let same = raw::create(libvirt, &xml, &image, |_| Ok(()))?.all;
+        let same = raw::create(libvirt, n, &model)?.all;
         // The first pair fills caches (QEMU's capabilities, the image in the page cache) on both sides.
         if n > 0 {
             ours.push(took);
@@ -69,6 +95,47 @@ async fn latency(client: &Client, libvirt: &Connect, samples: usize) -> Result<(
         "create to running, ratio           P50 {:>8.2}",
         at(&ours, 50).as_secs_f64() / at(&raw, 50).as_secs_f64()
     );
+    limits.at_most(
+        "create to running, difference in ms",
+        ms(at(&overhead, 50)),
+        CREATE_P50_MS,
+    );
+    Ok(())
+}
+
+/// How many guests start per second when many are asked for at once, and how many do by hand.
+async fn together(client: &Client, libvirt: &Connect, samples: usize, limits: &mut Limits) -> Result<()> {
+    let (mut ours, mut raw, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..samples {
+        let names: Vec<String> = (0..TOGETHER)
+            .map(|n| format!("bench-together-{round}-{n}"))
+            .collect();
+        let began = Instant::now();
+        let made = futures::future::try_join_all(names.iter().map(|name| create_to_running(client, name)));
+        let made: Vec<Instance> = made.await?.into_iter().map(|(_, instance)| instance).collect();
+        let took = began.elapsed();
+        let models = made
+            .iter()
+            .map(|instance| Model::of(&domain_of(libvirt, instance)?))
+            .collect::<Result<Vec<_>>>()?;
+        futures::future::try_join_all(made.iter().map(|instance| delete(client, instance))).await?;
+        let same = raw::create_all(&models, PARALLEL)?;
+        let rate = |took: Duration| TOGETHER as f64 / took.as_secs_f64();
+        ours.push(rate(took));
+        raw.push(rate(same));
+        ratios.push(rate(took) / rate(same));
+    }
+    let middle = |rates: &mut Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    let ratio = middle(&mut ratios);
+    println!(
+        "{TOGETHER} guests at once, started        {:.2}/s by VirtShell, {:.2}/s by {PARALLEL} threads by hand, ratio {ratio:.2} (n={samples})",
+        middle(&mut ours),
+        middle(&mut raw)
+    );
+    limits.at_least("the rate of starts against raw libvirt", ratio, START_RATE);
     Ok(())
 }
 
@@ -83,7 +150,7 @@ fn print(what: &str, samples: &mut [Duration]) {
 }
 
 /// Create to the guest agent's first answer, ours minus raw.
-async fn answers(client: &Client, libvirt: &Connect, samples: usize) -> Result<()> {
+async fn answers(client: &Client, libvirt: &Connect, samples: usize, limits: &mut Limits) -> Result<()> {
     let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
     let answers = |i: &Instance| {
         let status = i.status.as_ref();
@@ -97,13 +164,18 @@ async fn answers(client: &Client, libvirt: &Connect, samples: usize) -> Result<(
             .await?;
         let seen = watch_until(&api, &created, answers).await?;
         let took = started.elapsed();
-        let xml = domain_of(libvirt, &seen)?.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
-        let image = raw::backing_image(&xml)?;
+        let model = Model::of(&domain_of(libvirt, &seen)?)?;
         delete(client, &seen).await?;
-        let raw = raw::create(libvirt, &xml, &image, until_it_answers)?.all;
-        overhead.push(took.saturating_sub(raw));
+        let raw = raw::create(libvirt, n, &model)?;
+        until_it_answers(&raw.domain)?;
+        overhead.push(took.saturating_sub(raw.began.elapsed()));
     }
     print("create to agent, difference", &mut overhead);
+    limits.at_most(
+        "create to agent, difference in ms",
+        ms(at(&overhead, 50)),
+        ANSWER_P50_MS,
+    );
     Ok(())
 }
 
@@ -124,7 +196,7 @@ fn until_it_answers(domain: &Domain) -> Result<()> {
 
 /// Guests powered off behind VirtShell's back, one after the other: until each runs again, less what libvirt takes for a
 /// start, and from then until the status says so.
-async fn drift(client: &Client, libvirt: &Connect, samples: usize) -> Result<()> {
+async fn drift(client: &Client, libvirt: &Connect, samples: usize, limits: &mut Limits) -> Result<()> {
     let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
     let mut guests = Vec::new();
     for n in 0..samples {
@@ -135,8 +207,7 @@ async fn drift(client: &Client, libvirt: &Connect, samples: usize) -> Result<()>
     let (mut detected, mut told) = (Vec::new(), Vec::new());
     for guest in guests {
         let domain = domain_of(libvirt, &guest)?;
-        let xml = domain.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
-        let image = raw::backing_image(&xml)?;
+        let model = Model::of(&domain)?;
         let first = guest.status.as_ref().and_then(|s| s.started_at.clone());
         let guest = api.get(&guest.name_any()).await?;
         let started_again = |i: &Instance| i.status.as_ref().is_some_and(|s| s.started_at != first);
@@ -149,12 +220,18 @@ async fn drift(client: &Client, libvirt: &Connect, samples: usize) -> Result<()>
         let destroyed = Instant::now();
         let (running, (seen, visible)) = tokio::try_join!(until_running(libvirt, &domain), watching)?;
         delete(client, &seen).await?;
-        let raw = raw::create(libvirt, &xml, &image, |_| Ok(()))?;
+        let raw = raw::create(libvirt, detected.len(), &model)?;
         detected.push((running - destroyed).saturating_sub(raw.start));
         told.push(visible.saturating_duration_since(running));
     }
     print("powered off to running, difference", &mut detected);
     print("running to seen in the status", &mut told);
+    limits.at_most(
+        "powered off to running, difference in ms",
+        ms(at(&detected, 50)),
+        DETECTION_P50_MS,
+    );
+    limits.at_most("running to seen in ms, P99", ms(at(&told, 99)), VISIBLE_P99_MS);
     Ok(())
 }
 
@@ -254,7 +331,7 @@ fn domain_of(libvirt: &Connect, instance: &Instance) -> Result<Domain> {
 }
 
 /// Writes to an Instance from create to Ready, and while nothing happens, by the API server's own counter.
-async fn writes(client: &Client) -> Result<()> {
+async fn writes(client: &Client, limits: &mut Limits) -> Result<()> {
     let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
     let ready = |i: &Instance| {
         i.status
@@ -267,10 +344,9 @@ async fn writes(client: &Client) -> Result<()> {
         .await?;
     let seen = watch_until(&api, &created, ready).await?;
     let after = instance_writes(client).await?;
-    println!(
-        "writes from create to Ready, the create left out: {}",
-        after - before - 1
-    );
+    let written = after - before - 1;
+    println!("writes from create to Ready, the create left out: {written}");
+    limits.at_most("writes from create to Ready", written, WRITES);
 
     // The agent's answer and the address may be one write or two; after them nothing changes any more.
     let settled = |i: &Instance| {
@@ -283,10 +359,9 @@ async fn writes(client: &Client) -> Result<()> {
     }
     let before = instance_writes(client).await?;
     tokio::time::sleep(STILL).await;
-    println!(
-        "writes in {STILL:?} of standing still: {}",
-        instance_writes(client).await? - before
-    );
+    let written = instance_writes(client).await? - before;
+    println!("writes in {STILL:?} of standing still: {written}");
+    limits.at_most("writes while nothing happens", written, 0);
     delete(client, &seen).await
 }
 

@@ -2,44 +2,77 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use virt::connect::Connect;
 use virt::domain::Domain;
 
-/// What libvirt alone takes.
-pub struct Raw {
-    /// All of it.
-    pub all: Duration,
-    /// The start.
-    pub start: Duration,
+/// The driver that is measured.
+pub const URI: &str = "qemu:///system";
+
+/// What a domain by hand is made after.
+pub struct Model {
+    xml: String,
+    image: PathBuf,
 }
 
-/// The same domain by hand: overlay and seed, then define and start, and what follows. The clock runs for these alone.
-pub fn create(
-    libvirt: &Connect,
-    xml: &str,
-    image: &Path,
-    then: impl Fn(&Domain) -> Result<()>,
-) -> Result<Raw> {
+impl Model {
+    /// Reads a domain of VirtShell, while its disks are there.
+    pub fn of(domain: &Domain) -> Result<Self> {
+        let xml = domain.xml_desc(virt::sys::VIR_DOMAIN_XML_INACTIVE)?;
+        Ok(Self {
+            image: backing_image(&xml)?,
+            xml,
+        })
+    }
+}
+
+/// A domain made by hand, and what that took. It goes when this is dropped.
+pub struct ByHand {
+    /// It runs.
+    pub domain: Domain,
+    /// When the making began.
+    pub began: Instant,
+    /// Overlay and seed, definition and start.
+    pub all: Duration,
+    /// The start alone.
+    pub start: Duration,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        // A guest that has ended by itself cannot be destroyed.
+        let _ = self.domain.destroy();
+        if let Err(error) = self.domain.undefine() {
+            eprintln!("a domain of the benchmark is left behind: {error}");
+        }
+    }
+}
+
+/// The same domain as its model, `number` among those by hand: overlay and seed, then define and start. The clock runs
+/// for these alone.
+pub fn create(libvirt: &Connect, number: usize, model: &Model) -> Result<ByHand> {
     let folder = tempfile::Builder::new()
         .prefix("virtshell-bench-")
         .tempdir_in("/var/tmp")?;
     // QEMU runs as its own user and must get in.
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
     let (root, seed) = (folder.path().join("root.qcow2"), folder.path().join("seed.iso"));
-    let xml = same_xml(xml, &root, &seed);
+    let xml = same_xml(&model.xml, number, &root, &seed);
     std::fs::write(
         folder.path().join("meta-data"),
         "instance-id: raw\nlocal-hostname: raw\n",
     )?;
     std::fs::write(folder.path().join("user-data"), "#cloud-config\n{}\n")?;
 
-    let started = Instant::now();
+    let began = Instant::now();
     run(Command::new("qemu-img")
         .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-        .arg(image)
+        .arg(&model.image)
         .arg(&root)
         .arg("1G"))?;
     run(Command::new("genisoimage")
@@ -49,16 +82,40 @@ pub fn create(
     let domain = libvirt
         .define_domain_xml(&xml)
         .with_context(|| format!("raw domain refused: {xml}"))?;
+    let mut made = ByHand {
+        domain,
+        began,
+        all: Duration::ZERO,
+        start: Duration::ZERO,
+        _folder: folder,
+    };
     let starting = Instant::now();
-    let outcome = domain.create();
-    let start = starting.elapsed();
-    let outcome = outcome.map_err(Into::into).and_then(|()| then(&domain));
-    let all = started.elapsed();
+    made.domain.create()?;
+    (made.start, made.all) = (starting.elapsed(), began.elapsed());
+    Ok(made)
+}
 
-    let _ = domain.destroy();
-    domain.undefine()?;
-    outcome?;
-    Ok(Raw { all, start })
+/// The same domains as these models, made by `threads` threads with a connection each: how long until all run.
+pub fn create_all(models: &[Model], threads: usize) -> Result<Duration> {
+    let next = AtomicUsize::new(0);
+    let made: Mutex<Vec<ByHand>> = Mutex::default();
+    let work = || -> Result<()> {
+        let libvirt = Connect::open(Some(URI))?;
+        while let number = next.fetch_add(1, Ordering::Relaxed)
+            && let Some(model) = models.get(number)
+        {
+            let one = create(&libvirt, number, model)?;
+            made.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+        }
+        Ok(())
+    };
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        all.into_iter()
+            .try_for_each(|one| one.join().unwrap_or_else(|_| bail!("a thread panicked")))
+    })?;
+    Ok(began.elapsed())
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -74,7 +131,7 @@ fn run(command: &mut Command) -> Result<()> {
 }
 
 /// The image below the root overlay of a domain that VirtShell made.
-pub fn backing_image(xml: &str) -> Result<PathBuf> {
+fn backing_image(xml: &str) -> Result<PathBuf> {
     let overlay = disk_files(xml)
         .into_iter()
         .next()
@@ -99,14 +156,18 @@ fn disk_files(xml: &str) -> Vec<String> {
 }
 
 /// The same domain under another name and identity, on other files, without our mark.
-fn same_xml(xml: &str, root: &Path, seed: &Path) -> String {
+fn same_xml(xml: &str, number: usize, root: &Path, seed: &Path) -> String {
     let mut out = xml.to_owned();
     for (file, own) in disk_files(xml).iter().zip([root, seed]) {
         out = out.replace(file, &own.display().to_string());
     }
     for (open, close, value) in [
-        ("<name>", "</name>", "virtshell-bench-raw"),
-        ("<uuid>", "</uuid>", "00000000-0000-4000-8000-00000000be9c"),
+        ("<name>", "</name>", format!("virtshell-bench-raw-{number}")),
+        (
+            "<uuid>",
+            "</uuid>",
+            format!("00000000-0000-4000-8000-be9c{number:08x}"),
+        ),
     ] {
         if let Some((before, rest)) = out.split_once(open)
             && let Some((_, after)) = rest.split_once(close)
@@ -131,8 +192,8 @@ mod tests {
         let xml = "<domain><name>a</name><uuid>u</uuid><metadata><m/></metadata><disk><source file='/d/1'/></disk>\
                    <disk><source file='/d/2'/></disk></domain>";
         assert_eq!(
-            same_xml(xml, Path::new("/r"), Path::new("/s")),
-            "<domain><name>virtshell-bench-raw</name><uuid>00000000-0000-4000-8000-00000000be9c</uuid>\
+            same_xml(xml, 26, Path::new("/r"), Path::new("/s")),
+            "<domain><name>virtshell-bench-raw-26</name><uuid>00000000-0000-4000-8000-be9c0000001a</uuid>\
              <disk><source file='/r'/></disk><disk><source file='/s'/></disk></domain>"
         );
     }
