@@ -398,4 +398,6 @@ fn is_accepted_now(instance: &Instance) -> bool {
 }
 
 #[cfg(test)]
+mod frozen_tests;
+#[cfg(test)]
 mod tests;

@@ -236,9 +236,10 @@ async fn a_leader_that_was_stopped_for_a_while_writes_nothing_late() -> anyhow::
     wait_for("it to give up", SOON, look, |log| log.contains(said)).await?;
     tokio::time::sleep(quiet).await;
     assert_eq!(stage.versions().await?, before, "nothing of it was written");
-    // What it had sent when it was stopped was answered then; nothing else is even tried.
+    // What it had sent when it was stopped was answered then; nothing else is even tried. An Event may have been on its way
+    // inside the client: they are told one after the other all the time, and nothing rests on them.
     let late = Requests::so_far(stage.control_plane)?.since(&asked);
-    let tried: u64 = ["instances", "tasks", "events.events.k8s.io"]
+    let tried: u64 = ["instances", "tasks"]
         .map(|kind| late.writes(kind))
         .into_iter()
         .sum();

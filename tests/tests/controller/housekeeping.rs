@@ -3,23 +3,21 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Secret};
-use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
-use virtshell_crds::condition::{self, ACCEPTED};
-use virtshell_crds::{Environment, File, Host, Image, Instance, User};
+use virtshell_crds::condition::ACCEPTED;
+use virtshell_crds::{Environment, File, Host, Image, Instance, LABEL_CREDENTIALS, User};
 use virtshell_tests::wait::SOON;
 use virtshell_tests::wait_for;
 
-use crate::world::{World, is_scheduled};
+use crate::world::{World, is_scheduled, said};
 
 /// `False/Reason: message` or `True/Valid: ` of the condition Accepted.
 fn accepted(status: Option<Value>) -> String {
     let conditions = status.unwrap_or_default()["conditions"].clone();
     let conditions: Vec<_> = serde_json::from_value(conditions).unwrap_or_default();
-    condition::find(&conditions, ACCEPTED)
-        .map(|c| format!("{}/{}: {}", c.status, c.reason, c.message))
-        .unwrap_or_default()
+    said(&conditions, ACCEPTED)
 }
 
 #[tokio::test]
@@ -110,31 +108,78 @@ async fn a_host_is_on_the_node_of_its_name() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Waits until a User shows an access key id that is meant.
+async fn until_keyed(
+    w: &World,
+    name: &str,
+    limit: Duration,
+    meant: impl Fn(&str) -> bool,
+) -> anyhow::Result<User> {
+    let users = w.api::<User>();
+    let look = async || users.get(name).await;
+    let has = |u: &User| u.status.as_ref().is_some_and(|s| meant(&s.access_key_id));
+    wait_for("a user's keys", limit, look, has).await
+}
+
+/// The controller looks at keys once a minute: it may read a Secret by its name, not watch them all.
+const NEXT_LOOK: Duration = SOON.saturating_add(Duration::from_mins(1));
+
 #[tokio::test]
-async fn keys_that_were_deleted_are_made_anew() -> anyhow::Result<()> {
+async fn a_user_without_keys_gets_some_and_others_when_they_were_deleted() -> anyhow::Result<()> {
     let w = World::with_hosts("keys", 0).await?;
     w.create::<User>("ann", json!({"type": "regular", "login": "ann"}))
         .await?;
-    let id = |u: &User| {
-        u.status
-            .as_ref()
-            .map(|s| s.access_key_id.clone())
-            .unwrap_or_default()
-    };
-    let user = w.until("ann", "to have keys", |u| !id(u).is_empty()).await?;
+    let user = until_keyed(&w, "ann", SOON, |id| !id.is_empty()).await?;
+    let status = user.status.clone().unwrap();
+    assert_eq!(said(&status.conditions, ACCEPTED), "True/Valid: ");
+    let secrets: Api<Secret> = Api::namespaced(w.admin.clone(), &w.namespace);
+    let made = secrets.get("user-ann").await?;
+    let data = made.data.as_ref().unwrap();
+    assert_eq!(data["accessKeyId"].0, status.access_key_id.as_bytes());
+    assert_eq!(data["secretAccessKey"].0.len(), 40);
+    assert_eq!(
+        made.labels()[LABEL_CREDENTIALS],
+        "true",
+        "the gateway may read it"
+    );
+    assert_eq!(made.owner_references()[0].uid, user.uid().unwrap());
+
     // The controller's own writes bring it back to the user for a moment: that is not what is meant here.
     tokio::time::sleep(Duration::from_secs(3)).await;
+    secrets.delete("user-ann", &DeleteParams::default()).await?;
+    let old = &status.access_key_id;
+    until_keyed(&w, "ann", NEXT_LOOK, |id| !id.is_empty() && id != old).await?;
+    secrets.get("user-ann").await?;
+
+    // They go with their user.
+    w.delete::<User>("ann").await?;
+    let look = async || secrets.get_opt("user-ann").await;
+    wait_for("the keys to go", SOON, look, Option::is_none).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn keys_that_a_user_names_are_waited_for_and_never_made() -> anyhow::Result<()> {
+    let w = World::with_hosts("own-keys", 0).await?;
+    let spec = json!({"type": "regular", "login": "bob", "credentialsSecret": "own"});
+    w.create::<User>("bob", spec).await?;
+    let refused = |u: &User| {
+        accepted(u.status.as_ref().map(|s| json!(s))) == "False/SecretNotFound: secret own not found"
+    };
+    w.until("bob", "to miss the secret", refused).await?;
     let secrets: Api<Secret> = Api::namespaced(w.admin.clone(), &w.namespace);
-    secrets
-        .delete(&user.credentials_secret(), &DeleteParams::default())
-        .await?;
-    let users = w.api::<User>();
-    let look = async || users.get("ann").await;
-    let old = id(&user);
-    // The controller looks once a minute.
-    let limit = SOON + Duration::from_mins(1);
-    wait_for("other keys", limit, look, |u| !id(u).is_empty() && id(u) != old).await?;
-    secrets.get(&user.credentials_secret()).await?;
+    let own: Secret = serde_json::from_value(json!({
+        "metadata": {"name": "own", "labels": {LABEL_CREDENTIALS: "true"}},
+        "stringData": {"accessKeyId": "BOB", "secretAccessKey": "secret"},
+    }))?;
+    let own = secrets.create(&PostParams::default(), &own).await?;
+    let user = until_keyed(&w, "bob", NEXT_LOOK, |id| id == "BOB").await?;
+    assert_eq!(said(&user.status.unwrap().conditions, ACCEPTED), "True/Valid: ");
+    assert_eq!(
+        secrets.get("own").await?.resource_version(),
+        own.resource_version()
+    );
+    assert!(secrets.get_opt("user-bob").await?.is_none());
     Ok(())
 }
 

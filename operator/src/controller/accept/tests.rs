@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use virtshell_crds::InstanceStatus;
 
-fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: Value) -> Arc<K> {
+pub(super) fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: Value) -> Arc<K> {
     let object = json!({
         "apiVersion": "virtshell.io/v1alpha1", "kind": kind,
         "metadata": {"name": name, "namespace": "ns", "uid": name, "generation": 2, "creationTimestamp": "2026-01-01T00:00:00Z"},

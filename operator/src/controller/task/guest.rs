@@ -254,5 +254,8 @@ pub fn outcome(targets: &[(String, Standing)], overdue: bool, limit: i64) -> Out
 }
 
 #[cfg(test)]
+#[path = "guest_story_tests.rs"]
+mod story_tests;
+#[cfg(test)]
 #[path = "guest_tests.rs"]
 mod tests;

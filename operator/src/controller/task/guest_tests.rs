@@ -21,12 +21,12 @@ fn task(type_: &str, params: Value, targets: &[&str]) -> Task {
     .unwrap()
 }
 
-fn command(targets: &[&str]) -> Task {
+pub(super) fn command(targets: &[&str]) -> Task {
     task("execute_command", json!({"command": "true"}), targets)
 }
 
 /// An Instance that runs on `host`, with `patch` over it.
-fn instance(name: &str, host: &str, patch: &Value) -> Instance {
+pub(super) fn instance(name: &str, host: &str, patch: &Value) -> Instance {
     let mut object = json!({
         "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance", "metadata": {"name": name, "uid": format!("uid-{name}")},
         "spec": {"blank": true, "host": host},
