@@ -4,8 +4,12 @@
 //! a time; and its client library wakes the thread that waits on a connection's socket in a way that can get lost, so that
 //! calls made beside a long one may not even be sent until that one is over. Hence no connection has two calls in flight.
 //! Connections are kept, in lines for every kind of call ([`Lane`]), with four places each. A call past its deadline keeps
-//! its thread and its place until libvirt answers; its domain takes no further call of that kind meanwhile, and a line
-//! whose calls do not come back is replaced.
+//! its thread and its place until libvirt answers; its domain takes no further call meanwhile that would wait behind it,
+//! and a line whose calls do not come back is replaced.
+//!
+//! All connections share the workers of libvirtd, and a call that a guest holds up keeps one of them, whether or not
+//! anybody waits for it still. So calls that need a guest's answer take turns, some workers fewer than there are: however
+//! many guests hang, what libvirt does by itself (reading, defining, starting) finds one.
 //!
 //! ```text
 //! connecting --opened, subscribed--> up --closed, or a call found it dead--> connecting (after a pause)
@@ -17,7 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use libvirt_ffi::{Notice, Subscription};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::hypervisor::{HypervisorError, chain};
 use super::libvirt::{Facts, Link};
@@ -25,6 +29,11 @@ use super::metrics::Metrics;
 
 /// Calls in flight on one line.
 const PLACES: usize = 4;
+/// Workers of libvirtd that no guest's answer is waited for on.
+const SPARE_WORKERS: usize = 6;
+/// Calls of one lane that may be given up before its lines are replaced no more: then it is libvirt that hangs, and more
+/// connections to it would only cost threads.
+const MOST_LOST: usize = 16;
 /// How long a call waits for a place while no other call of its line comes back, until it gets a fresh line.
 const HELD_UP: Duration = Duration::from_secs(1);
 /// How long opening a connection may take.
@@ -38,11 +47,13 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 const VERIFY: Duration = Duration::from_secs(15);
 
 /// Which line a call takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lane {
     /// Questions that libvirt answers by itself.
     Read,
-    /// Changes.
+    /// Changes that libvirt makes by itself: definitions, what is kept with them, and starts.
+    Define,
+    /// Changes that a running guest's QEMU or container must carry out.
     Act,
     /// Power off, which frees the calls that a guest holds up: it must not wait behind them.
     Kill,
@@ -54,9 +65,36 @@ pub enum Lane {
     Live,
 }
 
+impl Lane {
+    /// Whether a guest that hangs holds such a call up, and with it a worker of libvirtd.
+    const fn needs_guest(self) -> bool {
+        match self {
+            Self::Act | Self::Agent | Self::Probe | Self::Live => true,
+            // libvirt has workers of their own for power off.
+            Self::Read | Self::Define | Self::Kill => false,
+        }
+    }
+
+    /// The calls for the same domain behind which such a call would wait: libvirt makes one change of a domain at a time.
+    ///
+    /// A silent guest agent says nothing about the hypervisor, and a change that hangs nothing about what libvirt knows by
+    /// itself. What people ask for must not keep the reconciler from a change.
+    const fn waits_behind(self) -> &'static [Self] {
+        match self {
+            Self::Read => &[Self::Read],
+            Self::Kill => &[Self::Kill],
+            Self::Agent => &[Self::Agent],
+            Self::Define | Self::Act => &[Self::Define, Self::Act, Self::Probe],
+            Self::Probe | Self::Live => &[Self::Define, Self::Act, Self::Probe, Self::Live],
+        }
+    }
+}
+
 /// The lines of a connection.
-const LINES: [Lane; 7] = [
+const LINES: [Lane; 9] = [
     Lane::Read,
+    Lane::Define,
+    Lane::Define,
     Lane::Act,
     Lane::Act,
     Lane::Kill,
@@ -84,7 +122,11 @@ pub enum Signal {
 pub struct Connection {
     uri: String,
     up: RwLock<Option<Up>>,
-    stuck: Arc<Mutex<HashSet<String>>>,
+    /// Calls that were given up and have not come back, by lane and domain.
+    stuck: Mutex<HashSet<Key>>,
+    /// Turns of the calls that need a guest's answer.
+    turns: Arc<Semaphore>,
+    most_turns: usize,
     broken: Notify,
     metrics: Metrics,
     signals: Box<dyn Fn(Signal) + Send + Sync>,
@@ -153,12 +195,21 @@ impl Line {
 }
 
 impl Connection {
-    /// A connection that is not up yet; [`Connection::run`] brings it up and keeps it so. `signals` must not block.
-    pub fn new(uri: &str, metrics: Metrics, signals: impl Fn(Signal) + Send + Sync + 'static) -> Arc<Self> {
+    /// A connection that is not up yet; [`Connection::run`] brings it up and keeps it so. Behind it are so many `workers`.
+    /// `signals` must not block.
+    pub fn new(
+        uri: &str,
+        workers: usize,
+        metrics: Metrics,
+        signals: impl Fn(Signal) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let most_turns = workers.saturating_sub(SPARE_WORKERS).max(1);
         Arc::new(Self {
             uri: uri.to_owned(),
             up: RwLock::new(None),
-            stuck: Arc::default(),
+            stuck: Mutex::default(),
+            turns: Arc::new(Semaphore::new(most_turns)),
+            most_turns,
             broken: Notify::new(),
             metrics,
             signals: Box::new(signals),
@@ -299,17 +350,48 @@ impl Connection {
     /// Whether a call for this domain that its QEMU must answer has not come back.
     #[must_use]
     pub fn is_stuck(&self, domain: &str) -> bool {
+        self.waits(Lane::Act, domain)
+    }
+
+    /// Whether a call would wait behind one that has not come back.
+    fn waits(&self, lane: Lane, domain: &str) -> bool {
         let stuck = lock(&self.stuck);
-        [Lane::Act, Lane::Probe]
-            .iter()
-            .any(|lane| stuck.contains(&key(*lane, domain)))
+        let mut behind = lane.waits_behind().iter();
+        behind.any(|lane| stuck.contains(&(*lane, domain.to_owned())))
+    }
+
+    /// A turn for a call that needs a guest's answer. It ends when the call has come back.
+    async fn turn(
+        &self,
+        lane: Lane,
+        deadline: Duration,
+    ) -> Result<Option<OwnedSemaphorePermit>, HypervisorError> {
+        if !lane.needs_guest() {
+            return Ok(None);
+        }
+        let crowded = || HypervisorError::Crowded {
+            uri: self.uri.clone(),
+            held: self.lost(Lane::needs_guest),
+        };
+        if self.lost(Lane::needs_guest) >= self.most_turns {
+            return Err(crowded());
+        }
+        match tokio::time::timeout(deadline, Arc::clone(&self.turns).acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(Some(turn)),
+            Ok(Err(_)) | Err(_) => Err(crowded()),
+        }
+    }
+
+    /// How many calls of some lanes were given up and have not come back.
+    fn lost(&self, of: impl Fn(Lane) -> bool) -> usize {
+        lock(&self.stuck).iter().filter(|(lane, _)| of(*lane)).count()
     }
 
     /// Makes one call for one domain.
     ///
     /// # Errors
     /// What the call says; [`HypervisorError::TimedOut`] when it does not come back in time, and from then on
-    /// [`HypervisorError::Stuck`] for that domain until it does.
+    /// [`HypervisorError::Stuck`] for that domain until it does; [`HypervisorError::Crowded`] when too many have not.
     pub async fn call<T: Send + 'static>(
         self: &Arc<Self>,
         lane: Lane,
@@ -318,8 +400,7 @@ impl Connection {
         deadline: Duration,
         call: impl FnOnce(&Link) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, HypervisorError> {
-        let key = key(lane, domain);
-        if lock(&self.stuck).contains(&key) {
+        if self.waits(lane, domain) {
             return Err(HypervisorError::Stuck {
                 domain: domain.to_owned(),
             });
@@ -329,8 +410,9 @@ impl Connection {
             domain: domain.to_owned(),
             after: deadline,
         };
-        let mut line = self.line(lane, domain)?;
         let waiting = Instant::now();
+        let turn = self.turn(lane, deadline).await?;
+        let mut line = self.line(lane, domain)?;
         let place = loop {
             let returned = line.returned.load(Ordering::Acquire);
             let place = Arc::clone(&line.places).acquire_owned();
@@ -348,13 +430,13 @@ impl Connection {
         let came_back = Arc::new(AtomicBool::new(false));
         let ending = Ending {
             connection: Arc::clone(self),
-            key: key.clone(),
+            key: (lane, domain.to_owned()),
             came_back: Arc::clone(&came_back),
         };
         let started = Instant::now();
         let on_line = Arc::clone(&line);
         let running = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _held = (turn, place);
             let _ending = ending;
             on_line.call(call)
         });
@@ -372,7 +454,7 @@ impl Connection {
             Err(_) => {
                 let mut stuck = lock(&self.stuck);
                 if !came_back.load(Ordering::Acquire) {
-                    stuck.insert(key);
+                    stuck.insert((lane, domain.to_owned()));
                     drop(stuck);
                     if line.lost.fetch_add(1, Ordering::Relaxed) + 1 >= PLACES / 2 {
                         self.renew(lane, &line);
@@ -389,6 +471,9 @@ impl Connection {
         if old.common.is_some() {
             return;
         }
+        if !lane.needs_guest() && self.lost(|of| of == lane) >= MOST_LOST {
+            return;
+        }
         let mut up = self.up.write().unwrap_or_else(PoisonError::into_inner);
         let mut lines = up.iter_mut().flat_map(|up| &mut up.lines);
         if let Some((_, line)) = lines.find(|(_, line)| Arc::ptr_eq(line, old)) {
@@ -401,7 +486,7 @@ impl Connection {
 /// Runs when a call has come back, even by a panic.
 struct Ending {
     connection: Arc<Connection>,
-    key: String,
+    key: Key,
     came_back: Arc<AtomicBool>,
 }
 
@@ -413,18 +498,14 @@ impl Drop for Ending {
             stuck.remove(&self.key)
         };
         if was_stuck {
-            let domain = self.key.rsplit('/').next().unwrap_or_default();
-            (self.connection.signals)(Signal::Unstuck(domain.to_owned()));
+            (self.connection.signals)(Signal::Unstuck(self.key.1.clone()));
         }
     }
 }
 
-/// A silent guest agent says nothing about the hypervisor, and a change that hangs nothing about what libvirt knows by
-/// itself: calls are counted apart.
-fn key(lane: Lane, domain: &str) -> String {
-    format!("{lane:?}/{domain}")
-}
+/// Which kind of call, for which domain.
+type Key = (Lane, String);
 
-fn lock(set: &Mutex<HashSet<String>>) -> std::sync::MutexGuard<'_, HashSet<String>> {
+fn lock(set: &Mutex<HashSet<Key>>) -> std::sync::MutexGuard<'_, HashSet<Key>> {
     set.lock().unwrap_or_else(PoisonError::into_inner)
 }

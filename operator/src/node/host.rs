@@ -305,7 +305,7 @@ async fn stop_autostart(connection: &Arc<Connection>, domain: &Listed) {
     }
     let uuid = domain.uuid.clone();
     let stopped = connection.call(
-        Lane::Act,
+        Lane::Define,
         &domain.uuid,
         "clear autostart of",
         LIST_DEADLINE,

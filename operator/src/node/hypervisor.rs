@@ -41,6 +41,16 @@ pub enum HypervisorError {
         /// Which domain.
         domain: String,
     },
+    /// So many guests hold up their calls that this one was not made: libvirtd would have no worker left for the others.
+    #[error(
+        "{held} calls to guests have not come back; more of them would leave {uri} no worker for the other guests (its max_workers, and --libvirt-workers of the agent)"
+    )]
+    Crowded {
+        /// The connection.
+        uri: String,
+        /// How many calls were given up.
+        held: usize,
+    },
     /// libvirt answered with something that cannot be understood.
     #[error("libvirt's answer for {domain} cannot be read")]
     Unreadable {
@@ -102,6 +112,7 @@ impl HypervisorError {
                 | LibvirtErrorKind::Other => "HypervisorRefused",
             },
             Self::TimedOut { .. } | Self::Stuck { .. } => "GuestStuck",
+            Self::Crowded { .. } => "HypervisorBusy",
             Self::Unreadable { .. } => "HypervisorUnreadable",
         }
     }
@@ -113,6 +124,7 @@ impl HypervisorError {
             Self::Disconnected { .. }
             | Self::TimedOut { .. }
             | Self::Stuck { .. }
+            | Self::Crowded { .. }
             | Self::Unreadable { .. } => true,
             Self::Refused { .. } => false,
         }

@@ -102,6 +102,10 @@ pub struct Args {
     /// `lxc:///system`.
     #[arg(long = "driver", value_name = "DRIVER=URI")]
     pub drivers: Vec<String>,
+    /// Calls that libvirtd serves at a time (`max_workers` in its configuration, 20 unless set there). Those that guests hold
+    /// up keep one each: a host where more than 14 guests may hang at once needs more than 20.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(8..=400))]
+    pub libvirt_workers: u16,
     /// Run guests of driver kvm emulated where hardware virtualization is not usable.
     #[arg(long)]
     pub allow_emulation: bool,
@@ -159,7 +163,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let (signals, heard) = mpsc::unbounded_channel();
     let (requests, queue) = queue::queue();
-    let connections = connections(&drivers, &metrics, &signals);
+    let connections = connections(&drivers, args.libvirt_workers.into(), &metrics, &signals);
     let (events, publishing) = crate::events::events(client.clone(), "virtshell-node", host.clone());
     let context = Arc::new(Context {
         events,
@@ -318,6 +322,7 @@ type Heard = (String, Signal);
 /// One connection for each URI, shared by its drivers.
 fn connections(
     drivers: &BTreeMap<Driver, String>,
+    workers: usize,
     metrics: &Metrics,
     signals: &mpsc::UnboundedSender<Heard>,
 ) -> BTreeMap<Driver, Arc<Connection>> {
@@ -327,7 +332,7 @@ fn connections(
         let connection = by_uri.entry(uri).or_insert_with(|| {
             let (signals, name) = (signals.clone(), uri.clone());
             // The receiver lives as long as the process.
-            Connection::new(uri, metrics.clone(), move |signal| {
+            Connection::new(uri, workers, metrics.clone(), move |signal| {
                 drop(signals.send((name.clone(), signal)));
             })
         });
@@ -374,10 +379,7 @@ async fn listen(context: Arc<Context>, mut heard: mpsc::UnboundedReceiver<Heard>
             }
             Signal::Described => look.notify_one(),
             Signal::Notice(Notice::Closed) => {}
-            Signal::Unstuck(key) => {
-                // Calls are counted apart by lane: see `Connection::call`.
-                context.requests.now(key.rsplit('/').next().unwrap_or_default());
-            }
+            Signal::Unstuck(uid) => context.requests.now(&uid),
         }
     }
 }

@@ -159,16 +159,17 @@ impl Performer<'_> {
                 if let Some(machine) = self.machine {
                     let (machine, metadata) = (machine.clone(), metadata.clone());
                     let paths = self.paths(&machine, record).await?;
-                    let defining = self.call("define", CHANGE_DEADLINE, move |link, uuid| {
-                        let present = link.configuration(uuid)?;
-                        let xml = domain_xml(&machine, &paths, &metadata, present.as_ref());
-                        link.define(&machine.id.domain_name, &xml)
-                    });
+                    let defining =
+                        self.call_on(Lane::Define, "define", CHANGE_DEADLINE, move |link, uuid| {
+                            let present = link.configuration(uuid)?;
+                            let xml = domain_xml(&machine, &paths, &metadata, present.as_ref());
+                            link.define(&machine.id.domain_name, &xml)
+                        });
                     self.echoed(&[Lifecycle::Defined], defining).await?;
                 }
             }
             Action::SetAutostart(on) => {
-                self.on_domain("set autostart of", *on, Link::set_autostart)
+                self.on_domain(Lane::Define, "set autostart of", *on, Link::set_autostart)
                     .await?;
             }
             Action::Start { paused } => {
@@ -180,18 +181,18 @@ impl Performer<'_> {
                 } else {
                     &[Lifecycle::Started, Lifecycle::Resumed]
                 };
-                self.echoed(told, self.on_domain("start", *paused, Link::start))
+                self.echoed(told, self.on_domain(Lane::Define, "start", *paused, Link::start))
                     .await?;
                 note_start(record, self.machine, self.context.now());
                 record.timings.start_ms = millis(began);
                 return Ok(());
             }
             Action::Suspend => {
-                self.on_domain("suspend", (), |link, uuid, ()| link.suspend(uuid))
+                self.on_domain(Lane::Act, "suspend", (), |link, uuid, ()| link.suspend(uuid))
                     .await?;
             }
             Action::Resume => {
-                self.on_domain("resume", (), |link, uuid, ()| link.resume(uuid))
+                self.on_domain(Lane::Act, "resume", (), |link, uuid, ()| link.resume(uuid))
                     .await?;
                 record.memory.resumed = Some(self.context.now());
             }
@@ -201,12 +202,18 @@ impl Performer<'_> {
                 self.call_on(Lane::Kill, "power off", DESTROY_DEADLINE, Link::destroy)
                     .await?;
             }
-            Action::Undefine => self.call("undefine", CHANGE_DEADLINE, Link::undefine).await?,
+            Action::Undefine => {
+                self.call_on(Lane::Define, "undefine", CHANGE_DEADLINE, Link::undefine)
+                    .await?;
+            }
             Action::Change(change) => self.change(change, record).await?,
             Action::SetLiveMetadata(metadata) => {
-                self.on_domain("write the metadata of", metadata.clone(), |link, uuid, m| {
-                    link.set_live_metadata(uuid, &m)
-                })
+                self.on_domain(
+                    Lane::Define,
+                    "write the metadata of",
+                    metadata.clone(),
+                    |link, uuid, m| link.set_live_metadata(uuid, &m),
+                )
                 .await?;
             }
         }
@@ -215,15 +222,6 @@ impl Performer<'_> {
     }
 
     // --- libvirt ----------------------------------------------------------------------------------------------------
-
-    async fn call(
-        &self,
-        what: &'static str,
-        deadline: Duration,
-        call: impl FnOnce(&Link, &str) -> Result<(), HypervisorError> + Send + 'static,
-    ) -> Result<(), HypervisorError> {
-        self.call_on(Lane::Act, what, deadline, call).await
-    }
 
     async fn call_on(
         &self,
@@ -255,12 +253,15 @@ impl Performer<'_> {
 
     async fn on_domain<T: Send + 'static>(
         &self,
+        lane: Lane,
         what: &'static str,
         value: T,
         call: impl FnOnce(&Link, &str, T) -> Result<(), HypervisorError> + Send + 'static,
     ) -> Result<(), HypervisorError> {
-        self.call(what, CHANGE_DEADLINE, move |link, uuid| call(link, uuid, value))
-            .await
+        self.call_on(lane, what, CHANGE_DEADLINE, move |link, uuid| {
+            call(link, uuid, value)
+        })
+        .await
     }
 
     /// A guest that cannot be asked now is asked again: a refusal is no failure.
@@ -301,14 +302,19 @@ impl Performer<'_> {
     async fn change(&self, change: &Change, record: &mut Record) -> Result<(), HypervisorError> {
         let ordered = change.clone();
         let done = self
-            .call("change", CHANGE_DEADLINE, move |link, uuid| match &ordered {
-                Change::Vcpus(cpus) => link.set_vcpus(uuid, *cpus),
-                Change::Memory(mib) => link.set_memory(uuid, *mib),
-                Change::Attach(device) => link.attach(uuid, device),
-                Change::Detach(device) => link.detach(uuid, device),
-                Change::Update(device) => link.update(uuid, device),
-                Change::Grow(disk, mib) => link.grow(uuid, disk, *mib),
-            })
+            .call_on(
+                Lane::Act,
+                "change",
+                CHANGE_DEADLINE,
+                move |link, uuid| match &ordered {
+                    Change::Vcpus(cpus) => link.set_vcpus(uuid, *cpus),
+                    Change::Memory(mib) => link.set_memory(uuid, *mib),
+                    Change::Attach(device) => link.attach(uuid, device),
+                    Change::Detach(device) => link.detach(uuid, device),
+                    Change::Update(device) => link.update(uuid, device),
+                    Change::Grow(disk, mib) => link.grow(uuid, disk, *mib),
+                },
+            )
             .await;
         let now = self.context.now();
         match (done, change) {

@@ -83,9 +83,9 @@ impl AccessError {
                 | LibvirtErrorKind::Other => Self::AgentRefused(error),
             },
             HypervisorError::TimedOut { .. } | HypervisorError::Stuck { .. } => Self::AgentSilent(error),
-            HypervisorError::Disconnected { .. } | HypervisorError::Unreadable { .. } => {
-                Self::Hypervisor(error)
-            }
+            HypervisorError::Disconnected { .. }
+            | HypervisorError::Crowded { .. }
+            | HypervisorError::Unreadable { .. } => Self::Hypervisor(error),
         }
     }
 

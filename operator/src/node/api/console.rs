@@ -200,6 +200,7 @@ fn in_use(name: &str, error: HypervisorError) -> ApiError {
         | HypervisorError::Disconnected { .. }
         | HypervisorError::TimedOut { .. }
         | HypervisorError::Stuck { .. }
+        | HypervisorError::Crowded { .. }
         | HypervisorError::Unreadable { .. } => error.into(),
     }
 }

@@ -69,7 +69,7 @@ impl From<HypervisorError> for ApiError {
     fn from(error: HypervisorError) -> Self {
         let text = chain(&error);
         match error {
-            HypervisorError::Disconnected { .. } => Self::Unavailable(text),
+            HypervisorError::Disconnected { .. } | HypervisorError::Crowded { .. } => Self::Unavailable(text),
             HypervisorError::TimedOut { .. } | HypervisorError::Stuck { .. } => Self::Timeout(text),
             HypervisorError::Unreadable { .. } => Self::Internal(text),
             HypervisorError::Refused { source, .. } => match source.kind {

@@ -117,7 +117,7 @@ fn speaking_of(name: &str, mut error: HypervisorError) -> HypervisorError {
         | HypervisorError::TimedOut { domain, .. }
         | HypervisorError::Stuck { domain }
         | HypervisorError::Unreadable { domain, .. } => name.clone_into(domain),
-        HypervisorError::Disconnected { .. } => {}
+        HypervisorError::Disconnected { .. } | HypervisorError::Crowded { .. } => {}
     }
     error
 }
