@@ -1,7 +1,8 @@
 //! How the agent behaves with many Instances, on libvirt's in-process test driver: against the bare API writes that
 //! they need, and against a bare process with the same domains. Everything in one run, on a control plane of its own.
 //!
-//! `make scale` builds and runs it: `scale [INSTANCES] [DOMAINS]`, by default 1000 and 500.
+//! `make scale` builds and runs it: `scale [INSTANCES] [DOMAINS]`, by default 1000 and 500. A promise that is not kept ends
+//! the run with an error, after all has been measured.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -20,7 +21,7 @@ use virtshell_tests::identity::{SYSTEM, SimulatedNode};
 use virtshell_tests::process::{cpu_seconds, resident_kib};
 use virtshell_tests::program::Program;
 use virtshell_tests::scale::{NAMESPACE, furnish, instance, operator};
-use virtshell_tests::{ControlPlane, Controller, Requests, percentile as at, ports};
+use virtshell_tests::{ControlPlane, Controller, Limits, Requests, percentile as at, ports};
 
 /// Requests in flight, of the one who creates and of the bare writes.
 const IN_FLIGHT: usize = 16;
@@ -32,6 +33,15 @@ const OWN_NAME: &str = "web-8f0c21d4";
 const PATIENCE: Duration = Duration::from_mins(10);
 /// How long standing still is watched.
 const STILL: Duration = Duration::from_mins(1);
+
+/// Milliseconds from creation to Ready, one at a time.
+const CREATE_P99_MS: f64 = 500.0;
+/// MiB that the agent takes beside what libvirt takes for the domains in its process.
+const MEMORY_MIB: f64 = 30.0;
+/// Per cent of a core that the agent takes while nothing happens.
+const IDLE_PERCENT: f64 = 1.0;
+/// Of the time that the bare writes take.
+const RATIO: f64 = 1.5;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -47,8 +57,13 @@ async fn main() -> Result<()> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let control_plane = ControlPlane::start()?;
     furnish(&control_plane)?;
-    let pattern = converge(&control_plane, instances, domains).await?;
-    bare_writes(&control_plane, &pattern, instances).await
+    let mut limits = Limits::default();
+    let (pattern, ours) = converge(&control_plane, instances, domains, &mut limits).await?;
+    let bare = bare_writes(&control_plane, &pattern, instances).await?;
+    let ratio = ours.as_secs_f64() / bare.as_secs_f64();
+    println!("ratio                            {ratio:>8.2}");
+    limits.at_most("the time against the bare writes'", ratio, RATIO);
+    limits.verdict()
 }
 
 fn is_ready(instance: &Instance) -> bool {
@@ -105,8 +120,14 @@ async fn start(control_plane: &ControlPlane) -> Result<Running> {
     })
 }
 
-/// Creates many, and waits for the last; the agent's memory and idleness with `domains` of them. Returns one of them.
-async fn converge(control_plane: &ControlPlane, instances: usize, domains: usize) -> Result<Instance> {
+/// The agent's memory and idleness with `domains` Instances; then creates many, and waits for the last. Returns one of
+/// them, and how long they took.
+async fn converge(
+    control_plane: &ControlPlane,
+    instances: usize,
+    domains: usize,
+    limits: &mut Limits,
+) -> Result<(Instance, Duration)> {
     let client = control_plane.admin().await?;
     let api: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
     let running = start(control_plane).await?;
@@ -119,16 +140,19 @@ async fn converge(control_plane: &ControlPlane, instances: usize, domains: usize
         at(&single, 50),
         at(&single, 99)
     );
+    let p99 = at(&single, 99).as_secs_f64() * 1000.0;
+    limits.at_most("create to Ready in ms, P99", p99, CREATE_P99_MS);
     let pid = running.agent.pid();
     let (rss, cpu) = (resident_kib(pid)?, still(pid).await?);
     let bare = bare_kib(domains)?;
+    let (more, idle) = (mib(rss.saturating_sub(bare)), cpu * 100.0);
     println!(
-        "agent with {domains} domains         RSS {:.1} MiB, bare process {:.1} MiB, difference {:.1} MiB; idle CPU {:.2} % of a core",
+        "agent with {domains} domains         RSS {:.1} MiB, bare process {:.1} MiB, difference {more:.1} MiB; idle CPU {idle:.2} % of a core",
         mib(rss),
         mib(bare),
-        mib(rss.saturating_sub(bare)),
-        cpu * 100.0
     );
+    limits.at_most("the agent's own memory in MiB", more, MEMORY_MIB);
+    limits.at_most("the agent's idle CPU in per cent", idle, IDLE_PERCENT);
     delete_all(&api).await?;
 
     let before = Requests::so_far(control_plane)?;
@@ -144,14 +168,11 @@ async fn converge(control_plane: &ControlPlane, instances: usize, domains: usize
         at(&each, 50),
         at(&each, 99)
     );
-    TOOK.set(took).ok();
     let pattern = api.get("many-0").await?;
     ensure!(is_ready(&pattern));
     delete_all(&api).await?;
-    Ok(pattern)
+    Ok((pattern, took))
 }
-
-static TOOK: std::sync::OnceLock<Duration> = std::sync::OnceLock::new();
 
 /// Creates `count` with so many requests in flight and waits until the last is Ready; with one in flight, each waits for
 /// its own. Returns the time of all, and of each from its creation.
@@ -218,8 +239,8 @@ async fn delete_all(api: &Api<Instance>) -> Result<()> {
 
 // --- What it is compared with -----------------------------------------------------------------------------------------
 
-/// The writes that an Instance needs until it is Ready, by those who make them, under as many watches.
-async fn bare_writes(control_plane: &ControlPlane, pattern: &Instance, count: usize) -> Result<()> {
+/// The writes that an Instance needs until it is Ready, by those who make them, under as many watches: how long they take.
+async fn bare_writes(control_plane: &ControlPlane, pattern: &Instance, count: usize) -> Result<Duration> {
     let user = control_plane.admin().await?;
     let controller = control_plane
         .account(SYSTEM, "virtshell-controller")
@@ -263,13 +284,7 @@ async fn bare_writes(control_plane: &ControlPlane, pattern: &Instance, count: us
         "bare API writes, {count} times 4    {:>8.2} s",
         took.as_secs_f64()
     );
-    if let Some(ours) = TOOK.get() {
-        println!(
-            "ratio                            {:>8.2}",
-            ours.as_secs_f64() / took.as_secs_f64()
-        );
-    }
-    Ok(())
+    Ok(took)
 }
 
 async fn write_one(
