@@ -40,6 +40,7 @@ pub mod queue;
 pub mod reconcile;
 pub mod report;
 pub mod storage;
+pub mod stream;
 pub mod tasks;
 pub mod token;
 pub mod watch;

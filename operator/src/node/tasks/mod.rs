@@ -18,12 +18,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -31,8 +30,9 @@ use virtshell_crds::task::{AssignedTarget, TargetResult, TargetState};
 use virtshell_crds::{TaskAssignment, TaskAssignmentStatus};
 
 use super::access::{Channel, Signs};
-use super::context::Context;
+use super::context::{Context, version};
 use super::observed::Moment;
+use super::stream::Stream;
 use crate::status::{apply, differs};
 use decide::{Decision, Key, Progress, Seen, decide, standing};
 use packages::Change;
@@ -75,22 +75,31 @@ impl Kind {
 
 /// Runs what is assigned, until the process ends.
 pub async fn run(context: Arc<Context>) {
-    let api: Api<DeserializeGuard<TaskAssignment>> = Api::all(context.client.clone());
-    let config = watcher::Config::default().fields(&format!("spec.host={}", context.host));
-    let mut events = std::pin::pin!(watch(api, config).default_backoff());
+    let (said, events) = mpsc::unbounded_channel();
+    let stream = Stream {
+        client: &context.client,
+        host: &context.host,
+        metrics: &context.metrics,
+        name: "taskassignments",
+    };
+    // The board lives as long as the process.
+    let following = stream.follow(|event| drop(said.send(event)));
+    tokio::join!(following, play(Arc::clone(&context), events));
+}
+
+async fn play(
+    context: Arc<Context>,
+    mut events: mpsc::UnboundedReceiver<Event<DeserializeGuard<TaskAssignment>>>,
+) {
     let (ends, mut ended) = mpsc::unbounded_channel();
     let mut board = Board::new(context, ends);
     let mut again = RESYNC;
     loop {
         tokio::select! {
-            event = events.try_next() => match event {
-                Ok(Some(event)) => board.follow(event),
-                Ok(None) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "the watch of TaskAssignments failed; it is opened again");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
+            event = events.recv() => {
+                let Some(event) = event else { return };
+                board.follow(event);
+            }
             end = ended.recv() => {
                 let Some(end) = end else { return };
                 board.end(end);
@@ -176,7 +185,7 @@ impl Board {
     /// Takes over a version, unless a newer one is there: our own writes answer before the watch shows them.
     fn put(&mut self, mut assignment: TaskAssignment) {
         let uid = assignment.uid().unwrap_or_default();
-        let newer = |old: &Arc<TaskAssignment>| version(old) > version(&assignment);
+        let newer = |old: &Arc<TaskAssignment>| version(&old.metadata) > version(&assignment.metadata);
         if self.done.contains(&uid) || self.assignments.get(&uid).is_some_and(newer) {
             return;
         }
@@ -410,12 +419,4 @@ fn is_done(assignment: &TaskAssignment) -> bool {
         .targets
         .iter()
         .all(|t| uids.contains(t.uid.as_str()))
-}
-
-/// Resource versions of one kind can be compared as numbers (Kubernetes 1.35 made that part of the API).
-fn version(assignment: &TaskAssignment) -> u64 {
-    assignment
-        .resource_version()
-        .and_then(|v| v.parse().ok())
-        .unwrap_or(0)
 }
