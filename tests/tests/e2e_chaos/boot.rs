@@ -5,10 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube::Api;
-use kube::api::{ListParams, PostParams};
 use serde_json::{Value, json};
-use virtshell_crds::{Task, TaskAssignment};
 use virtshell_tests::farm::NAMESPACE;
 use virtshell_tests::{repository, wait_for};
 
@@ -36,36 +33,6 @@ fn image(story: &Story, name: &str, spec: &Value) -> Result<()> {
     kubectl
         .ok_with(["apply", "-f", "-"], &image.to_string())
         .map(drop)
-}
-
-/// What a command prints that a Task runs in an Instance, when it has ended well.
-async fn by_task(story: &Story, name: &str, command: &str, limit: Duration) -> Result<String> {
-    let task: Task = serde_json::from_value(json!({
-        "apiVersion": virtshell_crds::API_VERSION, "kind": "Task",
-        "metadata": {"generateName": "asks-", "namespace": NAMESPACE},
-        "spec": {"description": "ask", "type": "execute_command", "params": {"command": command}, "timeoutSeconds": limit.as_secs(),
-                 "targets": [{"kind": "Instance", "name": name}]},
-    }))?;
-    let tasks: Api<Task> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let task = tasks.create(&PostParams::default(), &task).await?;
-    let parts: Api<TaskAssignment> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let result = wait_for(
-        &format!("`{command}` to end in {name}"),
-        limit,
-        async || -> Result<_> {
-            let all = parts.list(&ListParams::default()).await?;
-            let part = all
-                .into_iter()
-                .find(|part| Some(&part.spec.task.uid) == task.metadata.uid.as_ref());
-            let results = part.and_then(|part| part.status).map(|status| status.results);
-            Ok(results.and_then(|all| all.into_iter().next()))
-        },
-        |result| result.as_ref().is_some_and(|r| r.exit_code.is_some()),
-    )
-    .await?
-    .context("it has a result")?;
-    ensure!(result.exit_code == Some(0), "{result:?}");
-    Ok(result.output.trim_end().to_owned())
 }
 
 /// Guards: an Image's kernel, initial RAM disk and command line are what the guest boots, with no disk of its own to boot
@@ -99,7 +66,9 @@ async fn a_kernel_boots_directly_and_without_an_agent_ssh_leads_into_the_guest()
         .await?;
     // An agent has two minutes from the start of its guest until another way is taken.
     let limit = Duration::from_mins(4);
-    let seen = by_task(&story, "direct", "hostname; cat /proc/cmdline", limit).await?;
+    let seen = story
+        .by_task("direct", "hostname; cat /proc/cmdline", limit)
+        .await?;
     ensure!(seen == format!("direct\n{cmdline}"), "{seen}");
     let seen = story.get("direct").await?;
     let answers = super::story::said(&seen, "AgentConnected");
@@ -108,7 +77,7 @@ async fn a_kernel_boots_directly_and_without_an_agent_ssh_leads_into_the_guest()
         "nobody but SSH was there: {answers}"
     );
     // The key of the host is known now: the second command is by the same way, and quick.
-    let again = by_task(&story, "direct", "echo $HOME", LIMIT).await?;
+    let again = story.by_task("direct", "echo $HOME", LIMIT).await?;
     ensure!(again == "/root", "{again}");
     story.end().await
 }

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use kube::ResourceExt;
+use virtshell_crds::{Host, condition};
 
-use crate::story::{LIMIT, begin, blank, guest, is_ready, said};
+use crate::story::{HOST, LIMIT, begin, blank, guest, is_ready, said};
 
 /// Guards: a connection that is lost makes Instances Unknown, never absent or stopped, and its return is a look, not a
 /// repair.
@@ -56,6 +57,71 @@ async fn libvirtd_killed_under_running_guests_disturbs_none() -> Result<()> {
     ensure!(
         started_at(&story, &names).await? == started,
         "nothing was started"
+    );
+    story.end().await
+}
+
+/// Guards: a libvirtd that neither answers nor ends is noticed by keepalive, and is Unknown, not absent; when it goes on,
+/// nothing has happened to the guests.
+#[tokio::test]
+async fn libvirtd_that_hangs_is_noticed_and_disturbs_no_guest() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    story.create("held", blank()).await?;
+    story.ready("held").await?;
+    let before = story.all_qemus()?;
+    story.host().sh("kill -STOP $(cat /run/libvirtd.pid)")?;
+    let unknown = story
+        .until("held", "no longer known", |i| {
+            said(i, "Ready").starts_with("Unknown HypervisorUnreachable")
+        })
+        .await;
+    let cut = story
+        .host_until(HOST, "without libvirt", |host| {
+            connected(host).is_some_and(|status| status != "True")
+        })
+        .await;
+    // It goes on also where that was not seen: the next story needs it.
+    story.host().sh("kill -CONT $(cat /run/libvirtd.pid)")?;
+    unknown?;
+    cut?;
+    story.ready("held").await?;
+    story
+        .host_until(HOST, "with libvirt", |host| connected(host) == Some("True"))
+        .await?;
+    ensure!(story.all_qemus()? == before, "the same process");
+    story.end().await
+}
+
+fn connected(host: &Host) -> Option<&str> {
+    let conditions = host.status.iter().flat_map(|status| &status.conditions);
+    let mut conditions = conditions.filter(|c| c.type_ == condition::LIBVIRT_CONNECTED);
+    conditions.next().map(|c| c.status.as_str())
+}
+
+/// Guards: what nobody told, because there was no libvirtd to tell it, the look after its return finds and repairs.
+#[tokio::test]
+async fn a_guest_that_ends_while_nobody_listens_is_started_again() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    for name in ["ends", "stays"] {
+        story.create(name, blank()).await?;
+    }
+    for name in ["ends", "stays"] {
+        story.ready(name).await?;
+    }
+    let (ends, stays) = (story.qemu("ends").await?, story.qemu("stays").await?);
+    story.host().kill_libvirtd()?;
+    story.host().sh(&format!("kill -9 {ends}"))?;
+    story.host().start_libvirtd()?;
+    story.ready("ends").await?;
+    story.event("ends", "DomainStopped").await?;
+    let after = story.all_qemus()?;
+    ensure!(
+        after.len() == 2 && after.contains(&stays) && !after.contains(&ends),
+        "{ends} and {stays} became {after:?}"
     );
     story.end().await
 }

@@ -119,3 +119,37 @@ async fn a_domain_whose_instance_was_abandoned_is_listed_as_orphan() -> Result<(
         .await?;
     story.end().await
 }
+
+/// Guards: with a domain goes what libvirt keeps of it, which would be in the way of a later one of that name: saved memory
+/// and snapshots, also those that VirtShell did not make.
+#[tokio::test]
+async fn a_deleted_instance_leaves_nothing_in_libvirt() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    story.create("saved", blank()).await?;
+    let name = domain(&story.ready("saved").await?)?;
+    let kept = |what: &str| {
+        let line = format!("find /var/lib/libvirt/qemu/{what} -name '*{name}*'");
+        story.host().sh(&line)
+    };
+    // The agent would start it again.
+    story.host().signal_agent("STOP")?;
+    let saved = story
+        .virsh(&format!("snapshot-create-as {name} before"))
+        .and_then(|_| story.virsh(&format!("managedsave {name}")));
+    let asked = story.instances.delete("saved", &DeleteParams::default()).await;
+    let (memory, snapshots) = (kept("save")?, kept("snapshot")?);
+    story.host().signal_agent("CONT")?;
+    saved?;
+    asked?;
+    ensure!(
+        !memory.is_empty() && !snapshots.is_empty(),
+        "memory: {memory}, snapshots: {snapshots}"
+    );
+    story.clear().await?;
+    ensure!(!story.domains()?.contains(&name));
+    let left = [kept("save")?, kept("snapshot")?].concat();
+    ensure!(left.is_empty(), "{left}");
+    story.end().await
+}

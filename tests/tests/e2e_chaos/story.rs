@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Event;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard, OnceCell};
-use virtshell_crds::{Host, Instance};
+use virtshell_crds::{Host, Instance, Task, TaskAssignment};
 use virtshell_tests::farm::{Farm, NAMESPACE, PrivateHost};
 use virtshell_tests::guests::Seen;
 pub use virtshell_tests::guests::{blank, domain, guest, is_ready, said, with};
@@ -144,6 +144,36 @@ impl Story {
         self.until(name, "booted", |i| said(i, "AgentConnected").starts_with("True"))
             .await
             .map(drop)
+    }
+
+    /// What a command prints that a Task runs in an Instance, when it has ended well.
+    pub async fn by_task(&self, name: &str, command: &str, limit: Duration) -> Result<String> {
+        let task: Task = serde_json::from_value(json!({
+            "apiVersion": virtshell_crds::API_VERSION, "kind": "Task",
+            "metadata": {"generateName": "asks-", "namespace": NAMESPACE},
+            "spec": {"description": "ask", "type": "execute_command", "params": {"command": command}, "timeoutSeconds": limit.as_secs(),
+                     "targets": [{"kind": "Instance", "name": name}]},
+        }))?;
+        let tasks: Api<Task> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let task = tasks.create(&PostParams::default(), &task).await?;
+        let parts: Api<TaskAssignment> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let result = wait_for(
+            &format!("`{command}` to end in {name}"),
+            limit,
+            async || -> Result<_> {
+                let all = parts.list(&ListParams::default()).await?;
+                let part = all
+                    .into_iter()
+                    .find(|part| Some(&part.spec.task.uid) == task.metadata.uid.as_ref());
+                let results = part.and_then(|part| part.status).map(|status| status.results);
+                Ok(results.and_then(|all| all.into_iter().next()))
+            },
+            |result| result.as_ref().is_some_and(|r| r.exit_code.is_some()),
+        )
+        .await?
+        .context("it has a result")?;
+        ensure!(result.exit_code == Some(0), "{result:?}");
+        Ok(result.output.trim_end().to_owned())
     }
 
     /// The Events of an Instance: reason and message.

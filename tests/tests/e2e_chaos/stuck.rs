@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use virtshell_crds::PowerState;
 
-use crate::story::{Story, begin, blank, is_ready, said};
+use crate::story::{LIMIT, Story, begin, blank, domain, guest, is_ready, said};
 
 /// How long a stop and a start of another guest takes: both change power state, and end Ready.
 async fn stop_and_start(story: &Story, name: &str) -> Result<Duration> {
@@ -120,5 +120,54 @@ async fn stuck_at_once(many: usize, reasons: &[&str]) -> Result<()> {
             })
             .await?;
     }
+    story.end().await
+}
+
+/// Guards: a guest agent that took a command and does not answer keeps neither the work in other guests nor any change of
+/// its own guest; the guest is ready, its agent is not.
+#[tokio::test]
+async fn a_hung_guest_agent_is_shown_and_holds_nothing_up() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    for name in ["mute", "other"] {
+        story.create(name, guest()).await?;
+    }
+    for name in ["mute", "other"] {
+        story.booted(name).await?;
+    }
+    // Its parent would start another one in its place.
+    let mute = "kill -STOP $(pidof qemu-ga)";
+    let domain = domain(&story.get("mute").await?)?;
+    let _ = story.host().sh(&format!(
+        r#"virsh -q -c qemu:///system qemu-agent-command --timeout 5 {domain} '{{"execute": "guest-exec",
+           "arguments": {{"path": "/bin/sh", "arg": ["-c", "{mute}"]}}}}'"#
+    ));
+    let asked = story.by_task("mute", "hostname", LIMIT);
+    let beside = async {
+        let began = Instant::now();
+        let mut answers = Vec::new();
+        for _ in 0..3 {
+            answers.push(story.by_task("other", "hostname", LIMIT).await?);
+        }
+        anyhow::Ok((answers, began.elapsed()))
+    };
+    let (asked, beside) = tokio::join!(asked, beside);
+    ensure!(asked.is_err(), "an agent that is stopped answered: {asked:?}");
+    let (answers, took) = beside?;
+    ensure!(
+        answers == ["other"; 3] && took < LIMIT / 2,
+        "{answers:?} after {took:?}"
+    );
+    let (shown, _) = story
+        .until("mute", "without an agent", |i| {
+            !said(i, "AgentConnected").starts_with("True")
+        })
+        .await?;
+    ensure!(is_ready(&shown), "{}", said(&shown, "Ready"));
+    story.edit("mute", json!({"powerState": "Stopped"})).await?;
+    story
+        .until("mute", "stopped", |i| power_of(i) == Some(PowerState::Stopped))
+        .await?;
     story.end().await
 }
