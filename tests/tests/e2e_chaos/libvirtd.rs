@@ -61,8 +61,8 @@ async fn libvirtd_killed_under_running_guests_disturbs_none() -> Result<()> {
     story.end().await
 }
 
-/// Guards: a libvirtd that neither answers nor ends is noticed by keepalive, and is Unknown, not absent; when it goes on,
-/// nothing has happened to the guests.
+/// Guards: a libvirtd that neither answers nor ends is noticed, by keepalive and by a question now and then that is not
+/// answered (either alone is enough), and is Unknown, not absent; when it goes on, nothing has happened to the guests.
 #[tokio::test]
 async fn libvirtd_that_hangs_is_noticed_and_disturbs_no_guest() -> Result<()> {
     let Some(story) = begin().await? else {
