@@ -159,7 +159,8 @@ pub struct InstanceSpec {
     /// What becomes of the disks when the Instance is deleted.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// How many to launch; above 1 this object is a launch parent. Default: the provisioner's, else 1. Fixed.
+    /// How many to launch; above 1 this object is a launch parent: it has no guest, an edit of it is the same edit of its
+    /// children, and they go when it is deleted. Default: the provisioner's, else 1. Fixed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launch: Option<Launch>,
     /// Variables for the provisioner's executor: at most 256, values of at most 4096 characters.

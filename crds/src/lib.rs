@@ -86,6 +86,9 @@ pub const ANNOTATION_INITIAL_STATUS: &str = "virtshell.io/initial-status";
 
 /// Annotation of a launch child with the generation of its parent that it was last made to follow.
 pub const ANNOTATION_LAUNCH_GENERATION: &str = "virtshell.io/launch-generation";
+/// Annotation of a launch child with what that generation asked of it, as JSON: what an edit of the parent is compared with, so that
+/// it passes on what was edited and nothing else.
+pub const ANNOTATION_LAUNCH_SPEC: &str = "virtshell.io/launch-spec";
 
 /// Annotation by which an administrator says that a host is gone for good; its value must be the Host's uid.
 pub const ANNOTATION_CONFIRM_GONE: &str = "virtshell.io/confirm-gone";

@@ -259,6 +259,24 @@ fn is_scheduled(instance: &Instance) -> bool {
         .is_some_and(|s| condition::is_true(&s.conditions, SCHEDULED))
 }
 
+/// An Event for why an Instance is not acted on, when that is news.
+pub fn tell_refusal(ctx: &Context, instance: &Instance, refusal: &Refusal) {
+    let conditions = instance.status.as_ref().map(|s| s.conditions.as_slice());
+    let shown = condition::find(conditions.unwrap_or_default(), ACCEPTED);
+    let is_known = shown.is_some_and(|c| {
+        c.status == Status::False.as_str() && c.reason == refusal.reason && c.message == refusal.message
+    });
+    if !is_known {
+        ctx.events.say(
+            instance,
+            Level::Warning,
+            "Accept",
+            refusal.reason,
+            &refusal.message,
+        );
+    }
+}
+
 fn tell(
     ctx: &Context,
     instance: &Instance,
@@ -270,21 +288,9 @@ fn tell(
         .as_ref()
         .map(|s| s.conditions.as_slice())
         .unwrap_or_default();
-    let news = |type_, status: Status, reason: &str, message: &str| {
-        condition::find(present, type_)
-            .is_none_or(|c| c.status != status.as_str() || c.reason != reason || c.message != message)
-    };
     let events = &ctx.events;
-    if let Err(refusal) = accepted
-        && news(ACCEPTED, Status::False, refusal.reason, &refusal.message)
-    {
-        events.say(
-            instance,
-            Level::Warning,
-            "Accept",
-            refusal.reason,
-            &refusal.message,
-        );
+    if let Err(refusal) = accepted {
+        tell_refusal(ctx, instance, refusal);
     }
     match placement {
         Some(Placement::Placed(host)) if !is_scheduled(instance) => {

@@ -9,7 +9,8 @@ use kube::ResourceExt;
 use virtshell_crds::condition::{ACCEPTED, IMAGE_READY, READY, SCHEDULED};
 use virtshell_crds::file::FileContent;
 use virtshell_crds::{
-    Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task, TaskAssignment, User,
+    ANNOTATION_LAUNCH_SPEC, Environment, File, Group, Host, Image, Instance, Provisioner, Section, Task,
+    TaskAssignment, User,
 };
 
 use super::cache::Cached;
@@ -35,6 +36,8 @@ impl Cached for Instance {
             seed.network_data = None;
         }
         strip_annotations(self.annotations_mut());
+        // Read when the parent is edited, from the API server.
+        self.annotations_mut().remove(ANNOTATION_LAUNCH_SPEC);
         // What the node alone knows and reads, and no decision rests on: half of an Instance that runs.
         if let Some(status) = &mut self.status {
             status.domain = None;

@@ -47,6 +47,18 @@ impl Error {
             if status.is_conflict() || status.is_already_exists())
     }
 
+    /// What the API server says against the content of a write: to try the same again would not help.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        match self {
+            Self::Api {
+                source: kube::Error::Api(status),
+                ..
+            } if matches!(status.code, 400 | 403 | 422) => Some(in_its_words(status)),
+            Self::Api { .. } | Self::Random(_) => None,
+        }
+    }
+
     /// The object is gone: nothing to do.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -67,6 +79,21 @@ pub fn words(error: &kube::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// The reasons alone, without the object's name and fields, where they are given.
+fn in_its_words(status: &kube::core::Status) -> String {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    // `Invalid value: "object": Field maxCpus: must not be below cpus`
+    let words = |message: &'_ str| message.find("Field ").unwrap_or_default();
+    let causes: Vec<&str> = causes
+        .map(|cause| &cause.message[words(&cause.message)..])
+        .collect();
+    if causes.is_empty() {
+        status.message.clone()
+    } else {
+        causes.join(", ")
+    }
 }
 
 /// Now, as conditions carry it.

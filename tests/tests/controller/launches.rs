@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams};
+use k8s_openapi::api::core::v1::Event;
+use kube::api::{DeleteParams, ListParams, ObjectList};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 use virtshell_crds::condition::{self, READY};
+use virtshell_crds::instance::{DeletionPolicy, StopMode};
 use virtshell_crds::{Instance, PowerState, Task, TaskState};
+use virtshell_tests::wait::SOON;
 use virtshell_tests::wait_for;
 
 use crate::world::{World, is_scheduled};
@@ -31,14 +34,33 @@ fn is_ready(instance: &Instance) -> bool {
     status.is_some_and(|s| condition::is_true(&s.conditions, READY))
 }
 
+/// Whether its status speaks of its spec as it is now.
+fn is_current(instance: &Instance) -> bool {
+    let status = instance.status.as_ref();
+    status.is_some_and(|s| s.observed_generation == instance.metadata.generation)
+}
+
+/// Status and reason of the condition, and its message.
+fn accepted(instance: &Instance) -> (String, String) {
+    let status = instance.status.as_ref();
+    let accepted = status.and_then(|s| condition::find(&s.conditions, condition::ACCEPTED));
+    let said = accepted.map(|c| (format!("{} {}", c.status, c.reason), c.message.clone()));
+    said.unwrap_or_default()
+}
+
 fn is_in(state: TaskState) -> impl Fn(&Task) -> bool {
     move |task| task.status.as_ref().and_then(|s| s.state) == Some(state)
 }
 
 /// A launch whose children were all placed.
 async fn launch(w: &World, name: &str, min: i32, max: i32) -> anyhow::Result<Vec<String>> {
-    w.create::<Instance>(name, spec(min, max)).await?;
-    let launched = |i: &Instance| children(i).len() == max as usize;
+    launch_as(w, name, spec(min, max)).await
+}
+
+/// A launch of this kind whose children were all placed.
+async fn launch_as(w: &World, name: &str, spec: Value) -> anyhow::Result<Vec<String>> {
+    w.create::<Instance>(name, spec).await?;
+    let launched = |i: &Instance| !children(i).is_empty();
     let parent = w.until(name, "to be launched", launched).await?;
     for child in children(&parent) {
         w.until(&child, "to be placed", is_scheduled).await?;
@@ -134,6 +156,100 @@ async fn what_a_parent_is_asked_for_its_children_are() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn an_edit_of_a_parent_is_the_same_edit_of_its_children() -> anyhow::Result<()> {
+    let w = World::with_hosts("launch-edits", 1).await?;
+    let mut spec = spec(1, 2);
+    spec["maxMemoryMiB"] = json!(128);
+    spec["maxCpus"] = json!(1);
+    spec["tags"] = json!(["web"]);
+    let names = launch_as(&w, "web", spec).await?;
+    for name in &names {
+        w.report(name, "Running").await?;
+    }
+    // The parent is told of more than its children were made with; one of them has something of its own.
+    w.patch::<Instance>(
+        &names[0],
+        json!({"spec": {"tags": ["web", "canary"], "autostart": false}}),
+    )
+    .await?;
+    let edit = json!({
+        "memoryMiB": 512, "maxMemoryMiB": 512, "cpus": 2, "maxCpus": 4, "tags": ["web", "blue"], "owner": "tester",
+        "permissions": "xwrx-r---", "vars": {"a": "b"}, "disks": [{"name": "data", "sizeMiB": 10}],
+        "cloudInit": {"userData": "#cloud-config\n"}, "consoles": {"serial": false}, "shutdownGraceSeconds": 5,
+    });
+    w.patch::<Instance>("web", json!({ "spec": edit })).await?;
+    for (name, autostart, tags) in [
+        (&names[0], false, json!(["web", "canary", "blue"])),
+        (&names[1], true, json!(["web", "blue"])),
+    ] {
+        let grown = |i: &Instance| i.spec.memory_mib == Some(512);
+        let child = w.until::<Instance>(name, "to have more memory", grown).await?;
+        let spec = json!(child.spec);
+        for (field, value) in edit.as_object().into_iter().flatten() {
+            let expected = match field.as_str() {
+                "tags" => &tags,
+                "disks" => &json!([{"name": "data", "sizeMiB": 10, "bus": "virtio"}]),
+                _ => value,
+            };
+            assert_eq!(&spec[field], expected, "{field} of {name}");
+        }
+        assert_eq!(child.spec.autostart, autostart);
+    }
+    let parent = w.until("web", "to have passed it on", is_current).await?;
+    assert_eq!(accepted(&parent), ("True Valid".to_owned(), String::new()));
+
+    // What one of them cannot take is said, and done when it can.
+    w.patch::<Instance>(
+        &names[1],
+        json!({"spec": {"memoryMiB": 700, "maxMemoryMiB": 700}}),
+    )
+    .await?;
+    w.patch::<Instance>("web", json!({"spec": {"maxMemoryMiB": 600}}))
+        .await?;
+    let parent = w.until("web", "to have tried", is_current).await?;
+    let words = "web_2: Field maxMemoryMiB: must not be below memoryMiB".to_owned();
+    assert_eq!(accepted(&parent), ("False NotPassedOn".to_owned(), words.clone()));
+    let events: Api<Event> = w.api();
+    let look = async || events.list(&ListParams::default()).await;
+    let is_told = |list: &ObjectList<Event>| list.iter().any(|e| e.message.as_ref() == Some(&words));
+    wait_for("an Event that tells it", SOON, look, is_told).await?;
+    w.patch::<Instance>(&names[1], json!({"spec": {"memoryMiB": 600}}))
+        .await?;
+    let heals = |i: &Instance| accepted(i).0 == "True Valid";
+    w.until("web", "to have passed it on", heals).await?;
+    for name in &names {
+        let child = w.api::<Instance>().get(name).await?;
+        assert_eq!(child.spec.max_memory_mib, Some(600));
+    }
+    let moved = w.patch::<Instance>("web", json!({"spec": {"host": "h"}})).await;
+    let words = "Field host: is where a launch begins, and this one has begun";
+    assert!(moved.is_err_and(|e| format!("{e:?}").contains(words)));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_asked_of_a_parent_just_before_it_is_deleted_holds() -> anyhow::Result<()> {
+    let w = World::with_hosts("launch-retain", 1).await?;
+    let names = launch(&w, "web", 1, 2).await?;
+    // An edit that one child refuses is in the way of nothing.
+    w.patch::<Instance>(&names[1], json!({"spec": {"memoryMiB": 200}}))
+        .await?;
+    let edit = json!({"maxMemoryMiB": 100, "deletionPolicy": "RetainDisks", "stopMode": "Force"});
+    w.patch::<Instance>("web", json!({ "spec": edit })).await?;
+    w.api::<Instance>()
+        .delete("web", &DeleteParams::default())
+        .await?;
+    for name in &names {
+        let is_deleted = |i: &Instance| i.metadata.deletion_timestamp.is_some();
+        let child = w.until::<Instance>(name, "to be deleted", is_deleted).await?;
+        assert_eq!(child.spec.deletion_policy, DeletionPolicy::RetainDisks);
+        assert_eq!(child.spec.stop_mode, StopMode::Force);
+        w.nodes[0].release(&w.namespace, name).await?;
+    }
+    w.until_gone::<Instance>("web").await
+}
+
+#[tokio::test]
 async fn a_launch_succeeds_with_min_of_max() -> anyhow::Result<()> {
     let w = World::with_hosts("launch-min", 1).await?;
     // Room for three of four.
@@ -146,7 +262,7 @@ async fn a_launch_succeeds_with_min_of_max() -> anyhow::Result<()> {
     w.until("web", "to be launched", launched).await?;
     let api = w.api::<Instance>();
     let look = async || api.list(&ListParams::default()).await;
-    let list = wait_for("three to be placed", virtshell_tests::wait::SOON, look, |list| {
+    let list = wait_for("three to be placed", SOON, look, |list| {
         list.iter()
             .filter(|i| i.spec.host.is_some() && is_scheduled(i))
             .count()

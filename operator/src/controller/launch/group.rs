@@ -1,20 +1,21 @@
 //! What a launch group is made of, and how far it is.
 //!
-//! Pure. [`child`] is the `n`-th Instance of a group, [`changes`] what an edit of the parent asks of them, [`Group`] what they
-//! are together.
+//! Pure. [`child`] is the `n`-th Instance of a group, [`Group`] what all are together; [`super::follow`] is what an edit of the
+//! parent asks of them.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ObjectMeta;
 use kube::{Resource, ResourceExt};
-use serde_json::{Map, Value, json};
 use virtshell_crds::condition::{self, READY, SCHEDULED, Status};
-use virtshell_crds::instance::{InstanceSpec, Resolved};
+use virtshell_crds::instance::InstanceSpec;
 use virtshell_crds::{
-    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, ANNOTATION_LAUNCH_GENERATION, Instance,
-    LABEL_LAUNCH_PARENT, LABEL_NAME, LABEL_NAME_HASH, Launch, Phase, launch, names,
+    ANNOTATION_CREATED_AT, ANNOTATION_CREATED_BY, Instance, LABEL_LAUNCH_PARENT, LABEL_NAME, LABEL_NAME_HASH,
+    Launch, Phase, launch, names,
 };
+
+use super::follow;
 
 /// The launch parent that made an Instance.
 #[must_use]
@@ -32,21 +33,6 @@ pub fn parent_of(instance: &Instance) -> Option<&OwnerReference> {
 #[must_use]
 pub fn child(parent: &Instance, n: i32, candidate: u32) -> Instance {
     let wire = launch::child_name(parent.wire_name(), n);
-    let hostname = parent.spec.hostname.as_ref().map(|h| format!("{h}-{n}"));
-    let mut interfaces = parent.spec.interfaces.clone();
-    for interface in &mut interfaces {
-        interface.mac = None;
-    }
-    let spec = InstanceSpec {
-        display_name: Some(wire.clone()),
-        // One that is too long for a host name gives way to the default.
-        hostname: hostname.filter(|h| h.len() <= 63),
-        launch: Some(Launch::default()),
-        addresses: None,
-        restart_token: String::new(),
-        interfaces,
-        ..parent.spec.clone()
-    };
     let mut labels = BTreeMap::from([
         (LABEL_LAUNCH_PARENT.to_owned(), parent.name_any()),
         (LABEL_NAME_HASH.to_owned(), names::name_hash(&wire)),
@@ -58,7 +44,7 @@ pub fn child(parent: &Instance, n: i32, candidate: u32) -> Instance {
     let annotations = kept
         .into_iter()
         .filter_map(|key| Some((key.to_owned(), parent.annotations().get(key)?.clone())))
-        .chain([(ANNOTATION_LAUNCH_GENERATION.to_owned(), generation(parent))]);
+        .chain(follow::annotations(parent, n));
     Instance {
         metadata: ObjectMeta {
             name: Some(names::object_name_candidate(&wire, candidate)),
@@ -75,63 +61,29 @@ pub fn child(parent: &Instance, n: i32, candidate: u32) -> Instance {
             }]),
             ..ObjectMeta::default()
         },
-        spec,
+        spec: InstanceSpec {
+            display_name: Some(wire),
+            launch: Some(Launch::default()),
+            addresses: None,
+            // It has not been started yet.
+            restart_token: String::new(),
+            ..spec_for(parent, n)
+        },
         status: None,
     }
 }
 
-fn generation(parent: &Instance) -> String {
-    parent.metadata.generation.unwrap_or_default().to_string()
-}
-
-/// The annotation of a child that is made to follow its parent's spec now; `None` = it was already, and what it was asked for
-/// since then on its own is not undone.
+/// The spec of a parent as it is meant for its `n`-th child.
 #[must_use]
-pub fn follows(child: &Instance, parent: &Instance) -> Option<Value> {
-    let now = generation(parent);
-    let present = child.annotations().get(ANNOTATION_LAUNCH_GENERATION);
-    (present != Some(&now)).then(|| json!({ ANNOTATION_LAUNCH_GENERATION: now }))
-}
-
-/// What the parent's spec asks of its children since it was last passed on; `None` = nothing. What was passed on is
-/// remembered in the parent's status: powerState, lastRestartToken and the resolved sizes.
-///
-/// Children that were changed on their own keep that until the parent is changed.
-#[must_use]
-pub fn changes(parent: &Instance, resolved: &Resolved) -> Option<Value> {
-    let spec = &parent.spec;
-    let status = parent.status.as_ref()?;
-    let mut changes = Map::new();
-    if status
-        .power_state
-        .is_some_and(|passed_on| passed_on != spec.power_state)
-    {
-        changes.insert("powerState".to_owned(), json!(spec.power_state));
-        changes.insert("stopMode".to_owned(), json!(spec.stop_mode));
-        changes.insert(
-            "shutdownGraceSeconds".to_owned(),
-            json!(spec.shutdown_grace_seconds),
-        );
+pub fn spec_for(parent: &Instance, n: i32) -> InstanceSpec {
+    let mut spec = parent.spec.clone();
+    for interface in &mut spec.interfaces {
+        interface.mac = None;
     }
-    if status.last_restart_token != spec.restart_token {
-        changes.insert("restartToken".to_owned(), json!(spec.restart_token));
-        changes.insert("restartMode".to_owned(), json!(spec.restart_mode));
-        changes.insert(
-            "shutdownGraceSeconds".to_owned(),
-            json!(spec.shutdown_grace_seconds),
-        );
-    }
-    let frozen = status.resolved.as_ref()?;
-    if frozen.cpus != resolved.cpus {
-        changes.insert("cpus".to_owned(), json!(resolved.cpus));
-    }
-    if frozen.memory_mib != resolved.memory_mib {
-        changes.insert("memoryMiB".to_owned(), json!(resolved.memory_mib));
-    }
-    if frozen.disk_mib != resolved.disk_mib {
-        changes.insert("diskMiB".to_owned(), json!(resolved.disk_mib));
-    }
-    (!changes.is_empty()).then_some(Value::Object(changes))
+    let hostname = spec.hostname.map(|h| format!("{h}-{n}"));
+    // One that is too long for a host name gives way to the default.
+    spec.hostname = hostname.filter(|h| h.len() <= 63);
+    spec
 }
 
 /// What the children of a group are together.

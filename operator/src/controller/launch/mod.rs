@@ -1,9 +1,10 @@
 //! Launch groups: the parent's children are made once, follow its edits, and go before it does.
 //!
-//! [`group`] decides; here that is carried out. The parent never has a host. In this order: the finalizer; the frozen values,
+//! [`group`] and [`follow`] decide; here that is carried out. The parent never has a host. In this order: the finalizer; the frozen values,
 //! which children take over ([`super::accept`]); the children, all of them; the status with their names. From then on a child
 //! that is missing was deleted by somebody, and is not made again.
 
+pub mod follow;
 pub mod group;
 
 use std::sync::Arc;
@@ -30,6 +31,9 @@ const CANDIDATES: u32 = 4;
 /// How long until a name that is taken is tried again at the latest: that the name of an object is free, and not its wire name,
 /// nobody tells.
 const TAKEN: Duration = Duration::from_mins(1);
+
+/// Reason of `Accepted=False` of a parent whose edit a child cannot take.
+const NOT_PASSED_ON: &str = "NotPassedOn";
 
 const OWNED: [&str; 9] = [
     "observedGeneration",
@@ -94,17 +98,55 @@ pub async fn reconcile(
             }
         }
     }
-    if let Some(changes) = group::changes(&parent, &acceptance.resolved) {
-        for child in children(ctx, &parent) {
-            let Some(annotation) = group::follows(&child, &parent) else {
-                continue;
-            };
-            let patch = json!({"metadata": {"annotations": annotation}, "spec": changes});
-            patch_instance(ctx, &child, patch).await?;
-        }
+    if let Some(refusal) = pass_on(ctx, &parent, &passed.children).await? {
+        report(ctx, &parent, launch, Err(&refusal), passed).await?;
+        return Ok(Some(TAKEN));
     }
     passed.now(&parent, &acceptance);
     report(ctx, &parent, launch, Ok(()), passed).await.map(|_| None)
+}
+
+/// Makes children follow an edit of their parent. What the API server does not take is for people to know.
+async fn pass_on(ctx: &Context, parent: &Instance, names: &[String]) -> Result<Option<Refusal>, Error> {
+    let mut behind = children(ctx, parent);
+    behind.retain(|child| child.metadata.deletion_timestamp.is_none() && !follow::is_current(child, parent));
+    if behind.is_empty() {
+        return Ok(None);
+    }
+    let parent = read(ctx, parent).await?;
+    let mut refused = Vec::new();
+    for child in behind {
+        let child = read(ctx, &child).await?;
+        let patch = follow::patch(&child, &parent, number(names, &child));
+        match patch_instance(ctx, &child, patch).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => match error.refusal() {
+                Some(words) => refused.push(format!("{}: {words}", child.wire_name())),
+                None => return Err(error),
+            },
+        }
+    }
+    Ok((!refused.is_empty()).then(|| Refusal {
+        reason: NOT_PASSED_ON,
+        message: refused.join("; "),
+    }))
+}
+
+/// Which one of its launch a child is.
+fn number(names: &[String], child: &Instance) -> i32 {
+    let name = child.name_any();
+    let at = names.iter().position(|other| *other == name);
+    at.map_or(0, |at| at as i32 + 1)
+}
+
+/// An Instance as the API server has it: the cache leaves things out.
+async fn read(ctx: &Context, instance: &Instance) -> Result<Instance, Error> {
+    let name = instance.name_any();
+    api(ctx, instance)
+        .get(&name)
+        .await
+        .map_err(Error::api(format!("read instance {name}")))
 }
 
 /// What the parent's status remembers of what was done for it.
@@ -160,11 +202,7 @@ async fn create(
     parent: &Instance,
     Launch { max, .. }: Launch,
 ) -> Result<Result<Vec<String>, Refusal>, Error> {
-    // The cache has no user data.
-    let parent = api(ctx, parent)
-        .get(&parent.name_any())
-        .await
-        .map_err(Error::api(format!("read launch parent {}", parent.name_any())))?;
+    let parent = read(ctx, parent).await?;
     let wire_names = (1..=max).map(|n| launch::child_name(parent.wire_name(), n));
     // All or nothing, as far as is known.
     for wire in wire_names {
@@ -239,7 +277,11 @@ pub async fn release(ctx: &Context, parent: &Instance) -> Result<(), Error> {
         return Ok(());
     }
     let children = children(ctx, parent);
+    let names = Passed::before(parent).children;
     for child in &children {
+        if follow::may_go_otherwise(child, parent) {
+            tell_how_to_go(ctx, parent, child, &names).await?;
+        }
         if child.metadata.deletion_timestamp.is_some() {
             continue;
         }
@@ -265,6 +307,26 @@ pub async fn release(ctx: &Context, parent: &Instance) -> Result<(), Error> {
     patch_instance(ctx, parent, patch).await.map(drop)
 }
 
+/// What was asked of the parent just before it was deleted holds for its children, too: above all that their disks are to stay.
+async fn tell_how_to_go(
+    ctx: &Context,
+    parent: &Instance,
+    child: &Instance,
+    names: &[String],
+) -> Result<(), Error> {
+    let told = async {
+        let child = read(ctx, child).await?;
+        match follow::last_patch(&child, parent, number(names, &child)) {
+            Some(patch) => patch_instance(ctx, &child, patch).await.map(drop),
+            None => Ok(()),
+        }
+    };
+    match told.await {
+        Err(error) if error.is_not_found() => Ok(()),
+        told => told,
+    }
+}
+
 /// Writes the status when it differs; returns the parent as it is then.
 async fn report(
     ctx: &Context,
@@ -284,6 +346,9 @@ async fn report(
         .await
         .map_err(Error::api(format!("write the status of instance {name}")))?;
     ctx.metrics.wrote("Instance");
+    if let Err(refusal) = accepted {
+        super::instance::tell_refusal(ctx, parent, refusal);
+    }
     ctx.stored_instance(written.clone());
     Ok(Arc::new(written))
 }
