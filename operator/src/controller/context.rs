@@ -527,6 +527,24 @@ impl Context {
                 self.wake_dependents_on(&namespace, provisioner.wire_name());
                 self.wake_dependents_on(&namespace, &provisioner.name_any());
             }
+            self.wake_provisioners_beside(change);
+        }
+    }
+
+    /// Provisioners that depend on others look again: whether they wait for themselves may have changed with any of them.
+    fn wake_provisioners_beside(&self, change: &Change<Provisioner>) {
+        let sides = [change.old.as_deref(), change.new.as_deref()];
+        let says = |p: Option<&Provisioner>| p.map(|p| (p.wire_name().to_owned(), p.spec.depends.clone()));
+        let Some(any) = sides.into_iter().flatten().next() else {
+            return;
+        };
+        if says(sides[0]) == says(sides[1]) {
+            return;
+        }
+        for other in self.provisioners.all() {
+            if other.metadata.namespace == any.metadata.namespace && !other.spec.depends.is_empty() {
+                self.queue.add(Key::Provisioner(ObjectKey::of(&*other)));
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Dependencies: which Instances must run before another is placed.
 //!
-//! [`walk`] goes through provisioners depth-first and finds cycles; [`plan`] judges what an Instance waits for, in the order of
+//! [`walk`] goes through provisioners depth-first and finds cycles, [`circle`] that of one provisioner; [`plan`] judges what an Instance waits for, in the order of
 //! its list, and is pure too. [`look`] carries it out: one missing Instance is made at a time, under a name that every
 //! Instance waiting for the same provisioner arrives at, so that they share it. What it depends on in its turn is its own
 //! affair: it waits the same way.
@@ -69,6 +69,35 @@ pub fn walk(start: &Arc<Provisioner>, find: &dyn Fn(&str) -> Option<Arc<Provisio
         }
     }
     Ok(())
+}
+
+/// The way from a provisioner back to itself, if there is one: the first in the order of the lists. What it leads past is not its
+/// affair.
+#[must_use]
+pub fn circle(
+    start: &Arc<Provisioner>,
+    find: &dyn Fn(&str) -> Option<Arc<Provisioner>>,
+) -> Option<Vec<String>> {
+    let mut path: Vec<(Arc<Provisioner>, usize)> = vec![(start.clone(), 0)];
+    let mut met = HashSet::new();
+    while let Some((at, seen)) = path.last_mut() {
+        let Some(dependency) = at.spec.depends.get(*seen) else {
+            path.pop();
+            continue;
+        };
+        *seen += 1;
+        let Some(next) = find(&dependency.provisioner) else {
+            continue;
+        };
+        if next.uid() == start.uid() {
+            let around = path.iter().map(|(p, _)| p).chain([start]);
+            return Some(around.map(|p| p.wire_name().to_owned()).collect());
+        }
+        if met.insert(next.uid()) {
+            path.push((next, 0));
+        }
+    }
+    None
 }
 
 /// What an Instance that waits for its dependencies needs next.

@@ -99,22 +99,22 @@ fn whatever_depends_on_whatever_a_walk_ends_with_the_truth() {
         let is_missing = from_start.iter().any(|name| find(name).is_none());
         let circles = |name: &str| find(name).is_some() && reached(name).iter().any(|n| n == name);
         let has_cycle = circles("0") || from_start.iter().any(|name| circles(name));
+        let is_way = |path: &[String]| {
+            let step = |step: &[String]| names(&find(&step[0]).unwrap()).contains(&step[1]);
+            path.len() > 1 && path.first() == path.last() && path.windows(2).all(step)
+        };
+        let around = circle(&all[0], &find);
+        assert_eq!(around.is_some(), circles("0"), "seed {seed}");
+        if let Some(path) = around {
+            assert!(is_way(&path) && path[0] == "0", "seed {seed}: {path:?}");
+        }
         match walk(&all[0], &find) {
             Ok(()) => assert!(!is_missing && !has_cycle, "seed {seed}"),
             Err(Flaw::Missing(name)) => {
                 assert!(find(&name).is_none() && from_start.contains(&name), "seed {seed}");
             }
             Err(Flaw::Cycle(path)) => {
-                assert!(
-                    path.len() > 1 && path.first() == path.last(),
-                    "seed {seed}: {path:?}"
-                );
-                for step in path.windows(2) {
-                    assert!(
-                        names(&find(&step[0]).unwrap()).contains(&step[1]),
-                        "seed {seed}: {path:?}"
-                    );
-                }
+                assert!(is_way(&path), "seed {seed}: {path:?}");
             }
         }
     }
@@ -127,6 +127,7 @@ fn a_chain_may_be_long() {
         .collect();
     let find = |name: &str| all.get(name.parse::<usize>().ok()?).cloned();
     assert_eq!(walk(&all[0], &find), Err(Flaw::Missing("20000".to_owned())));
+    assert_eq!(circle(&all[0], &find), None);
 }
 
 fn instance(name: &str, phase: &str, status: Value) -> Arc<Instance> {

@@ -12,8 +12,10 @@ use serde_json::json;
 use virtshell_crds::MANAGER_CONTROLLER;
 use virtshell_crds::condition::{self, ACCEPTED, Status};
 
+use super::accept::Refusal;
 use super::cache::{Cache, Cached, ObjectKey};
 use super::context::Context;
+use super::depends::{self, Flaw};
 use super::write::{self, Error};
 use crate::status::differs;
 
@@ -86,13 +88,17 @@ pub async fn reconcile_file(ctx: &Context, key: &ObjectKey) -> Result<(), Error>
     .await
 }
 
-/// Looks at one Provisioner. What it refers to is checked when an Instance uses it.
+/// Looks at one Provisioner. What it refers to is checked when an Instance uses it; that it does not wait for itself, here.
 pub async fn reconcile_provisioner(ctx: &Context, key: &ObjectKey) -> Result<(), Error> {
     let Some(provisioner) = ctx.provisioners.get(key) else {
         return Ok(());
     };
     let present = provisioner.status.as_ref().map(|s| s.conditions.as_slice());
-    let flaw = conflict(&ctx.provisioners, &*provisioner, "provisioner");
+    let find = |name: &str| ctx.provisioners.find(&key.namespace, name);
+    let flaw = conflict(&ctx.provisioners, &*provisioner, "provisioner").or_else(|| {
+        let refusal = Refusal::from(Flaw::Cycle(depends::circle(&provisioner, &find)?));
+        Some((refusal.reason, refusal.message))
+    });
     let status = json!(provisioner.status);
     report(
         ctx,

@@ -37,6 +37,13 @@ fn says(type_: &'static str, reason: &'static str, message: &str) -> impl Fn(&In
     }
 }
 
+/// Status and message of `Accepted`.
+fn accepted(provisioner: &Provisioner) -> (&str, &str) {
+    let status = provisioner.status.as_ref();
+    let condition = status.and_then(|s| condition::find(&s.conditions, ACCEPTED));
+    condition.map_or(("", ""), |c| (&c.status, &c.message))
+}
+
 #[tokio::test]
 async fn what_is_missing_is_made_once_and_waited_for() -> anyhow::Result<()> {
     let w = world(
@@ -118,6 +125,15 @@ async fn a_cycle_is_refused_with_its_path_until_it_is_cut() -> anyhow::Result<()
         "provisioner b depends on itself: b -> c -> b",
     );
     w.until("one", "to be refused", refused).await?;
+    // Each that waits for itself says so; the one that leads there does not.
+    for (name, said) in [
+        ("a", ("True", "")),
+        ("b", ("False", "provisioner b depends on itself: b -> c -> b")),
+        ("c", ("False", "provisioner c depends on itself: c -> b -> c")),
+    ] {
+        w.until(name, "to say what it is", |p| accepted(p) == said)
+            .await?;
+    }
     assert_eq!(
         w.api::<Instance>()
             .list(&ListParams::default())
@@ -130,6 +146,23 @@ async fn a_cycle_is_refused_with_its_path_until_it_is_cut() -> anyhow::Result<()
         .await?;
     let refused = says(ACCEPTED, "ProvisionerNotFound", "provisioner d not found");
     w.until("one", "to miss d", refused).await?;
+    for name in ["b", "c"] {
+        w.until(name, "to make sense again", |p| accepted(p) == ("True", ""))
+            .await?;
+    }
+    // Whose name it is matters, too.
+    w.create::<Provisioner>(
+        "e",
+        json!({"displayName": "d", "depends": [{"provisioner": "c"}]}),
+    )
+    .await?;
+    let around = ("False", "provisioner c depends on itself: c -> d -> c");
+    w.until("c", "to wait for itself", |p| accepted(p) == around)
+        .await?;
+    w.patch::<Provisioner>("e", json!({"spec": {"displayName": "f"}}))
+        .await?;
+    w.until("c", "to make sense again", |p| accepted(p) == ("True", ""))
+        .await?;
     w.patch::<Provisioner>("c", json!({"spec": {"depends": []}}))
         .await?;
     w.until("c", "to be made and placed", is_scheduled).await?;
