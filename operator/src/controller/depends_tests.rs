@@ -3,6 +3,8 @@
     reason = "JSON literals read better as arguments"
 )]
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::controller::testing::Random;
 use serde_json::{Value, json};
@@ -222,5 +224,121 @@ fn the_first_that_does_not_run_decides() {
         };
         let (first, second) = (named("db"), named("mq"));
         assert_eq!(plan(&[(&first, db), (&second, mq)]), expected, "{rule}");
+    }
+}
+
+/// Provisioners that may depend on those after them, and with `knots` on any: (name, what it depends on).
+fn some_provisioners(random: &mut Random, knots: bool) -> Vec<Arc<Provisioner>> {
+    let count = random.below(7) + 1;
+    let after = |random: &mut Random, n: u64| {
+        let below = if knots { count } else { count - n - 1 };
+        (below > 0).then(|| (count - 1 - random.below(below)).to_string())
+    };
+    let one = |n: u64, random: &mut Random| {
+        let depends: Vec<_> = (0..random.below(4)).filter_map(|_| after(random, n)).collect();
+        provisioner(
+            &n.to_string(),
+            &depends.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
+    };
+    (0..count).map(|n| one(n, random)).collect()
+}
+
+/// Depth first, in the order of the lists, as a person would write it down; false = there is a cycle.
+fn written_down(at: &str, all: &[Arc<Provisioner>], path: &mut Vec<String>, asked: &mut Vec<String>) -> bool {
+    path.push(at.to_owned());
+    let found = all.iter().find(|p| p.name_any() == at).unwrap();
+    for next in found.spec.depends.iter().map(|d| &d.provisioner) {
+        let known = asked.contains(next);
+        asked.push(next.clone());
+        if path.contains(next) || (!known && !written_down(next, all, path, asked)) {
+            return false;
+        }
+    }
+    path.pop();
+    true
+}
+
+#[test]
+fn a_walk_goes_depth_first_in_list_order_and_refuses_every_cycle() {
+    let mut cycles = 0;
+    for seed in 0..3000 {
+        let all = some_provisioners(&mut Random::new(seed), seed % 2 == 0);
+        let asked = std::cell::RefCell::new(vec!["0".to_owned()]);
+        let find = |name: &str| {
+            asked.borrow_mut().push(name.to_owned());
+            all.iter().find(|p| p.name_any() == name).cloned()
+        };
+        let walked = walk(&all[0], &find);
+        let mut expected = vec!["0".to_owned()];
+        let has_end = written_down("0", &all, &mut vec![], &mut expected);
+        assert_eq!(walked.is_ok(), has_end, "seed {seed}: {walked:?}");
+        assert_eq!(asked.into_inner(), expected, "seed {seed}");
+        cycles += u64::from(!has_end);
+    }
+    assert!((500..2000).contains(&cycles), "{cycles} cycles: too one-sided");
+}
+
+/// Several Instances wait for what they need, which is made as [`plan`] says, comes up some time and may fail on the way.
+#[test]
+fn whoever_waits_for_a_provisioner_shares_what_is_made_by_it() {
+    for seed in 0..1000 {
+        let random = &mut Random::new(seed);
+        let all = some_provisioners(random, false);
+        let depends = |name: &str| -> &[Dependency] {
+            let found = all.iter().find(|p| p.name_any() == name);
+            found.map(|p| p.spec.depends.as_slice()).unwrap_or_default()
+        };
+        // Who is there (its provisioner), and its Instance as others see it.
+        let mut there: Vec<(String, Arc<Instance>)> = Vec::new();
+        let mut asked: Vec<String> = vec!["0".to_owned(), "0".to_owned()];
+        let mut runs = BTreeSet::new();
+        let mut rounds = 0;
+        while !(0..asked.len()).all(|n| runs.contains(&n)) {
+            rounds += 1;
+            assert!(
+                rounds < 2000,
+                "seed {seed}: {asked:?} do not come up, only {runs:?}"
+            );
+            let n = random.below(asked.len() as u64) as usize;
+            let needs = depends(&asked[n]);
+            let by = |name: &str| -> Vec<Arc<Instance>> {
+                let made = there.iter().filter(|(by, _)| by == name);
+                made.map(|(_, instance)| instance.clone()).collect()
+            };
+            let seen: Vec<_> = needs.iter().map(|d| (d, by(&d.provisioner))).collect();
+            match plan(&seen) {
+                Step::Make(name) => {
+                    assert!(by(&name).is_empty(), "seed {seed}: {name} is there");
+                    let earlier = needs.iter().take_while(|d| d.provisioner != name);
+                    let is_up = |d: &Dependency| by(&d.provisioner).iter().any(|i| super::runs(i));
+                    assert!(earlier.clone().all(is_up), "seed {seed}: {name} is not its turn");
+                    let made = instance(&format!("i{}", asked.len()), "Pending", json!({}));
+                    there.push((name.clone(), made));
+                    asked.push(name);
+                }
+                Step::Wait(_) | Step::Failed(_) => {}
+                Step::Met(met) => {
+                    let names: Vec<_> = met.iter().map(|m| &m.provisioner).collect();
+                    let expected: Vec<_> = needs.iter().map(|d| &d.provisioner).collect();
+                    assert_eq!(names, expected, "seed {seed}");
+                    // The first two are not what others depend on.
+                    let phase = ["Creating", "Failed", "Running"][random.below(3) as usize];
+                    if phase == "Running" {
+                        runs.insert(n);
+                    }
+                    if let Some(place) = n
+                        .checked_sub(2)
+                        .filter(|_| phase == "Running" || !runs.contains(&n))
+                    {
+                        there[place].1 = instance(&format!("i{n}"), phase, json!({}));
+                    }
+                }
+            }
+        }
+        let mut made: Vec<_> = asked[2..].to_vec();
+        made.sort();
+        made.dedup();
+        assert_eq!(made.len(), asked.len() - 2, "seed {seed}: {asked:?}");
     }
 }

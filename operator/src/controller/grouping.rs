@@ -9,7 +9,7 @@ use kube::api::Api;
 use serde_json::{Value, json};
 use virtshell_crds::{Environment, MANAGER_CONTROLLER, Section};
 
-use super::cache::{Cached, ObjectKey};
+use super::cache::{Cache, Cached, ObjectKey};
 use super::context::Context;
 use super::placement::Reach;
 use super::roster::Offer;
@@ -21,7 +21,7 @@ const OWNED: [&str; 4] = ["observedGeneration", "hosts", "instances", "condition
 
 /// Which hosts an Environment may use: those of its section, and those that it names.
 pub struct Territory<'a> {
-    ctx: &'a Context,
+    sections: &'a Cache<Section>,
     named: HashSet<&'a str>,
     section: Option<String>,
     /// Whether a section's name means that section: hosts share a few.
@@ -31,17 +31,17 @@ pub struct Territory<'a> {
 impl<'a> Territory<'a> {
     /// That of an Environment; without one, no host.
     #[must_use]
-    pub fn of(ctx: &'a Context, environment: Option<&'a Environment>) -> Self {
+    pub fn of(sections: &'a Cache<Section>, environment: Option<&'a Environment>) -> Self {
         let spec = environment.map(|e| &e.spec);
         let section = spec.and_then(|s| s.section.as_deref());
         Self {
-            ctx,
+            sections,
             named: spec
                 .into_iter()
                 .flat_map(|s| &s.hosts)
                 .map(String::as_str)
                 .collect(),
-            section: section.and_then(|name| ctx.sections.find("", name)?.uid()),
+            section: section.and_then(|name| sections.find("", name)?.uid()),
             means: HashMap::new(),
         }
     }
@@ -61,7 +61,7 @@ impl<'a> Territory<'a> {
         if let Some(known) = self.means.get(section) {
             return *known;
         }
-        let found = self.ctx.sections.find("", section);
+        let found = self.sections.find("", section);
         let means = found.is_some_and(|s| s.metadata.uid.as_ref() == Some(ours));
         self.means.insert(section.to_owned(), means);
         means
@@ -73,20 +73,12 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
     let Some(section) = ctx.sections.get(key) else {
         return Ok(());
     };
-    let uid = section.uid();
-    let is_meant = |name: Option<&str>| {
-        let found = name.and_then(|name| ctx.sections.find("", name));
-        found.is_some_and(|s| s.uid() == uid)
-    };
-    let hosts = ctx.hosts.all();
-    let hosts = hosts.iter().filter(|host| is_meant(host.spec.section.as_deref()));
-    let hosts = sorted(hosts.map(|host| host.wire_name()));
+    let hosts = members(&ctx.sections, &section, &ctx.hosts.all(), |host| {
+        &host.spec.section
+    });
     let environments = ctx.environments.all();
-    let users = environments
-        .iter()
-        .filter(|e| is_meant(e.spec.section.as_deref()));
-    let user = users.map(|e| e.wire_name()).min();
-    let user = user.map(|name| format!("enviroment {name}"));
+    let users = members(&ctx.sections, &section, &environments, |e| &e.spec.section);
+    let user = users.first().map(|name| format!("enviroment {name}"));
     let api: Api<Section> = Api::all(ctx.client.clone());
     let guarded = guard::guard(ctx, &api, &*section, user.as_deref()).await?;
     let section = guarded.map_or(section, Arc::new);
@@ -111,6 +103,33 @@ pub async fn reconcile_section(ctx: &Context, key: &ObjectKey) -> Result<(), Err
         ctx.metrics.wrote("Section");
     }
     Ok(())
+}
+
+/// Those that name a Section, by either of its names, in order. A name may mean another one, which has it as its wire name.
+fn members<K: Cached>(
+    sections: &Cache<Section>,
+    section: &Section,
+    objects: &[Arc<K>],
+    names: impl Fn(&K) -> &Option<String>,
+) -> Vec<String> {
+    let is_meant = |name: &str| {
+        sections
+            .find("", name)
+            .is_some_and(|found| found.uid() == section.uid())
+    };
+    let members = objects
+        .iter()
+        .filter(|object| names(object).as_deref().is_some_and(is_meant));
+    sorted(members.map(|object| object.wire_name()))
+}
+
+/// The hosts that an Environment may use, by the names people know.
+fn hosts_of(sections: &Cache<Section>, environment: &Environment, offers: &[Offer]) -> Vec<String> {
+    let mut territory = Territory::of(sections, Some(environment));
+    let hosts = offers
+        .iter()
+        .filter(|host| territory.reach(host) == Reach::Inside);
+    sorted(hosts.map(|host| host.wire_name.as_str()))
 }
 
 fn sorted<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
@@ -154,12 +173,7 @@ fn environment_status(
     instances: usize,
     user: Option<&str>,
 ) -> Value {
-    let mut territory = Territory::of(ctx, Some(environment));
-    let offers = ctx.roster.of(&ctx.hosts);
-    let hosts = offers
-        .iter()
-        .filter(|host| territory.reach(host) == Reach::Inside);
-    let hosts = sorted(hosts.map(|host| host.wire_name.as_str()));
+    let hosts = hosts_of(&ctx.sections, environment, &ctx.roster.of(&ctx.hosts));
     let section = environment.spec.section.as_deref();
     let missing = section.filter(|name| ctx.sections.find("", name).is_none());
     let missing = missing.map(|name| ("SectionNotFound", format!("section {name} not found")));
@@ -179,3 +193,7 @@ fn environment_status(
         "conditions": write::conditions(present, [accepted].into_iter().chain(in_use)),
     })
 }
+
+#[cfg(test)]
+#[path = "grouping_tests.rs"]
+mod tests;

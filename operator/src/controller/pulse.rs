@@ -242,6 +242,31 @@ mod tests {
         }
     }
 
+    /// However fast, slow or wrong a host's own clock is, and whether it goes backwards: who beats in time is never silent, who
+    /// stops is silent exactly [`SILENCE`] later, and every sign of life brings it back.
+    #[test]
+    fn a_hosts_own_clock_does_not_matter() {
+        let start = Instant::now();
+        let limit = SILENCE.as_secs();
+        for seed in 0..1000 {
+            let random = &mut Random::new(seed);
+            let (mut pulse, mut now) = (Pulse::default(), start);
+            let (mut clock, step) = (random.below(1 << 31) as i64, random.below(200) as i64 - 100);
+            pulse.meet("h", now);
+            for _ in 0..20 {
+                let pause = random.below(2 * limit) + 1;
+                let silent = |second| pulse.is_silent("h", now + Duration::from_secs(second));
+                assert!((0..limit).all(|second| !silent(second)), "seed {seed}");
+                assert!(silent(limit) && silent(2 * limit), "seed {seed}");
+                // Never twice the same.
+                clock += if step == 0 { 1 } else { step };
+                now += Duration::from_secs(pause);
+                let was_silent = pulse.beat("h", Some(&renewed(clock)), now);
+                assert_eq!(was_silent, pause >= limit, "seed {seed}");
+            }
+        }
+    }
+
     #[test]
     fn an_object_is_marked_once_per_silence() {
         let start = Instant::now();

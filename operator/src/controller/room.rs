@@ -56,7 +56,7 @@ pub fn offer(ctx: &Context, host: &ObjectKey) -> Option<Duration> {
     let reach = |at| {
         *reaches.entry(at).or_insert_with(|| {
             let environment = ctx.environments.find(&at.namespace, &at.name);
-            Territory::of(ctx, environment.as_deref()).reach(&offer)
+            Territory::of(&ctx.sections, environment.as_deref()).reach(&offer)
         })
     };
     let fitting = fitting(&offer, used, &waiting, reach);

@@ -84,7 +84,7 @@ fn clone_host(source: &str, host: Option<String>, pinned: Option<&str>) -> Resul
 fn choose(ctx: &Context, instance: &Instance, request: &Request<'_>) -> Placement {
     let environment = ctx.environment_of(instance);
     let offers = ctx.roster.of(&ctx.hosts);
-    let mut territory = Territory::of(ctx, environment.as_deref());
+    let mut territory = Territory::of(&ctx.sections, environment.as_deref());
     let mut candidates: Vec<Candidate<'_>> = offers
         .iter()
         .map(|offer| offer.candidate(territory.reach(offer), request.driver))
@@ -121,7 +121,7 @@ fn check_tied(ctx: &Context, instance: &Instance, request: &Request<'_>, name: S
     };
     let environment = ctx.environment_of(instance);
     let offer = Offer::of(&host);
-    let reach = Territory::of(ctx, environment.as_deref()).reach(&offer);
+    let reach = Territory::of(&ctx.sections, environment.as_deref()).reach(&offer);
     let mut candidate = [offer.candidate(reach, request.driver)];
     with_pulse(ctx, &mut candidate);
     let [mut candidate] = candidate;
