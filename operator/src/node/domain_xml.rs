@@ -207,6 +207,7 @@ fn devices(machine: &Machine, paths: &Paths) -> Element {
         .with_children(ports(machine))
         .child(element("memballoon").attr("model", "virtio"))
         .with_children(entropy(machine.domain_type))
+        .with_children(panic_device(machine.domain_type))
 }
 
 /// A PCI port for each device, and spare ones. libvirt would make just as many as are needed, and one more.
@@ -230,6 +231,15 @@ fn entropy(domain_type: DomainType) -> Option<Element> {
         .with_text("/dev/urandom");
     match domain_type {
         DomainType::Kvm | DomainType::Qemu => Some(element("rng").attr("model", "virtio").child(source)),
+        DomainType::Lxc | DomainType::Test => None,
+    }
+}
+
+/// Lets a guest say that its kernel panicked: without it, a panicked guest looks like one that runs.
+fn panic_device(domain_type: DomainType) -> Option<Element> {
+    match domain_type {
+        // The model that Linux and Windows have a driver for on every emulated x86 board.
+        DomainType::Kvm | DomainType::Qemu => Some(element("panic").attr("model", "isa")),
         DomainType::Lxc | DomainType::Test => None,
     }
 }

@@ -25,6 +25,8 @@ pub enum Tell {
     Resumed,
     /// Somebody, or the guest itself, stopped it.
     Stopped,
+    /// The guest panicked, or its QEMU died.
+    Crashed,
     /// Somebody undefined it.
     Undefined,
     /// Somebody suspended it.
@@ -108,6 +110,13 @@ impl Tell {
                 "DomainStopped",
                 "Start",
                 "the domain was stopped outside of VirtShell; powerState is Running, so it is started again"
+                    .to_owned(),
+            ),
+            Self::Crashed => (
+                Level::Warning,
+                "DomainCrashed",
+                "Start",
+                "the guest crashed: its kernel panicked, or its hypervisor process ended; powerState is Running, so it is started again"
                     .to_owned(),
             ),
             Self::Undefined => (

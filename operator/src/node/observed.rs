@@ -51,6 +51,8 @@ pub struct OurDomain {
     pub uuid: String,
     /// Whether it is active.
     pub power: Power,
+    /// Whether its last run ended by itself without a shutdown: the guest panicked, or its QEMU died.
+    pub crashed: bool,
     /// The configuration, with which it starts next.
     pub config: Definition,
     /// The running domain.

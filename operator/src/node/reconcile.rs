@@ -687,7 +687,13 @@ fn waiting_text(waiting: Waiting, pause: Duration) -> String {
 fn interference(machine: &Machine, domain: &OurDomain, record: &Record, was_running: bool) -> Option<Tell> {
     let wanted = machine.power == PowerState::Running && was_running;
     match domain.power {
-        Power::Off if wanted && !record.expected_off => return Some(Tell::Stopped),
+        Power::Off if wanted && !record.expected_off => {
+            return Some(if domain.crashed {
+                Tell::Crashed
+            } else {
+                Tell::Stopped
+            });
+        }
         Power::Paused(PausedBy::Request) if wanted => return Some(Tell::SuspendedOutside),
         Power::Running | Power::Paused(_) | Power::Off => {}
     }

@@ -1,10 +1,11 @@
-//! QEMU dies.
+//! QEMU dies, or the kernel in it.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
-use crate::story::{LIMIT, begin, blank, domain, is_ready, said};
+use crate::story::{LIMIT, begin, blank, domain, guest, is_ready, said};
 
 /// Guards: the end of a guest is heard and repaired within a second plus a start, and told; a guest that does not stay
 /// up is not started in a loop.
@@ -46,7 +47,32 @@ async fn a_killed_qemu_is_started_again_and_one_that_keeps_dying_ever_later() ->
         pauses[6] > Duration::from_secs(2) && pauses[6] > pauses[1],
         "later ones wait: {pauses:?}"
     );
-    let told = story.event("dies", "DomainStopped").await?;
+    let told = story.event("dies", "DomainCrashed").await?;
     ensure!(told.contains("started again"), "{told}");
+    story.end().await
+}
+
+/// Guards: a guest whose kernel panicked stands still and uses a CPU for nothing; it says so, is told of, and starts again.
+/// Without its panic device it stays as it is.
+#[tokio::test]
+async fn a_guest_that_panics_is_started_again() -> Result<()> {
+    let Some(story) = begin().await? else {
+        return Ok(());
+    };
+    story.create("panics", guest()).await?;
+    story.booted("panics").await?;
+    let domain = domain(&story.get("panics").await?)?;
+    let old = story.qemu("panics").await?;
+    let command = json!({"execute": "guest-exec", "arguments": {
+        "path": "/bin/sh", "arg": ["-c", "echo c >/proc/sysrq-trigger"]}});
+    story.virsh(&format!("qemu-agent-command {domain} '{command}'"))?;
+    let told = story.event("panics", "DomainCrashed").await?;
+    ensure!(
+        told.contains("panicked") && told.contains("started again"),
+        "{told}"
+    );
+    story.until("panics", "running again", is_ready).await?;
+    story.booted("panics").await?;
+    ensure!(story.qemu("panics").await? != old, "it is another process");
     story.end().await
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use virtshell_crds::instance::Driver;
 
 use super::*;
+use crate::node::carried::carried;
 use crate::node::goal::{Goal, Offer, goal};
 use crate::node::xml::parse;
 
@@ -228,6 +229,19 @@ fn our_metadata_reads_back() {
         );
         assert_eq!(read.find(&["uuid"]).unwrap().text(), UID);
         assert_eq!(read.find(&["name"]).unwrap().text(), "web-8f0c21d4");
+    }
+}
+
+/// Guards: a domain that an agent made which knew no panic device is not taken for one that somebody edited.
+#[test]
+fn a_domain_without_a_panic_device_carries_all_that_was_asked_for() {
+    for case in ["qemu", "kvm", "iso"].map(named) {
+        let applied = machine(&case).applied();
+        let carried = |xml: &str| carried(&parse(xml).unwrap(), UID, &applied, &applied);
+        let now = written(&case);
+        let older = now.replace("<panic model='isa'/>", "");
+        assert_ne!(now, older, "{}", case.name);
+        assert_eq!(carried(&older), carried(&now), "{}", case.name);
     }
 }
 

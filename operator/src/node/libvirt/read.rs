@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use virt::domain::{Domain, DomainPausedReason, DomainState as VirtState, DomainStateReason};
+use virt::domain::{
+    Domain, DomainPausedReason, DomainShutoffReason, DomainState as VirtState, DomainStateReason,
+};
 use virt::enumutil::Enum;
 use virt::error::Error;
 use virt::sys;
@@ -102,7 +104,7 @@ impl Link {
         let name = domain.name().map_err(|e| self.failed("read", uid, &e))?;
         let failed = |e: Error| self.failed("read", &name, &e);
         let uuid = domain.uuid_string().map_err(failed)?;
-        let power = power(domain).map_err(failed)?;
+        let (power, crashed) = power_and_end(domain).map_err(failed)?;
         let persistent = domain.is_persistent().map_err(failed)?;
         // One that was undefined while it runs has no configuration to read.
         let config = persistent
@@ -139,6 +141,7 @@ impl Link {
             name,
             uuid,
             power,
+            crashed,
             config,
             live: live_copy,
             persistent,
@@ -290,8 +293,16 @@ fn agent_open(xml: &Element) -> bool {
 }
 
 pub(super) fn power(domain: &Domain) -> Result<Power, Error> {
+    power_and_end(domain).map(|(power, _)| power)
+}
+
+/// The second: whether it is off because it crashed.
+fn power_and_end(domain: &Domain) -> Result<(Power, bool), Error> {
     let (state, reason) = domain.state()?;
-    Ok(match state {
+    let crashed = Enum::Known(DomainStateReason::Shutoff(Enum::Known(
+        DomainShutoffReason::Crashed,
+    )));
+    let power = match state {
         Enum::Known(VirtState::Paused) => Power::Paused(match reason {
             Enum::Known(DomainStateReason::Paused(Enum::Known(DomainPausedReason::IOError))) => {
                 PausedBy::IoError
@@ -303,7 +314,8 @@ pub(super) fn power(domain: &Domain) -> Result<Power, Error> {
         Enum::Known(VirtState::Crashed) => Power::Paused(PausedBy::Crash),
         Enum::Known(VirtState::Running | VirtState::Blocked | VirtState::Shutdown | VirtState::NoState)
         | Enum::Unknown(_) => Power::Running,
-    })
+    };
+    Ok((power, reason == crashed))
 }
 
 pub(super) fn state_word(state: virt::domain::DomainStateEnum) -> &'static str {

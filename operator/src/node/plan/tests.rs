@@ -95,6 +95,7 @@ fn domain(machine: &Machine, power: Power) -> OurDomain {
         name: machine.id.domain_name.clone(),
         uuid: UID.to_owned(),
         power,
+        crashed: false,
         live: (power != Power::Off).then(|| config.clone()),
         config,
         persistent: true,

@@ -344,6 +344,7 @@ fn ready_only_after_it() {
         name: "x".into(),
         uuid: "u".into(),
         power: Power::Running,
+        crashed: false,
         config: Definition {
             metadata: Metadata::default(),
             carries: std::collections::BTreeMap::new(),

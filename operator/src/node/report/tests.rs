@@ -60,6 +60,7 @@ fn domain(machine: &Machine, power: Power) -> OurDomain {
         name: machine.id.domain_name.clone(),
         uuid: UID.to_owned(),
         power,
+        crashed: false,
         live: (power != Power::Off).then(|| definition.clone()),
         config: definition,
         persistent: true,
