@@ -93,6 +93,11 @@ pub struct TaskParams {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub folder: Option<String>,
+    /// copy_files: which Files of the folder, by metadata.name; empty = all that are in it then. The REST API names those that
+    /// the caller may read, so that what comes into the folder later is not copied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), inner(length(min = 1, max = 63)), extend("x-kubernetes-list-type" = "atomic"))]
+    pub files: Vec<String>,
     /// copy_files: where to; expanded by the guest's shell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 4096))]

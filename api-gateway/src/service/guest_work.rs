@@ -115,9 +115,18 @@ impl Service {
                         name: format!("{folder}/"),
                     });
                 }
-                for file in files {
+                if files.len() > MAX_FILES {
+                    let reason = format!("has {} files; at most {MAX_FILES} fit one task", files.len());
+                    return Err(ServiceError::invalid(Field::Folder, reason));
+                }
+                for file in &files {
                     permit(caller, Verb::Use, file.as_ref())?;
                 }
+                // By name: what comes into the folder until it is copied was not asked about.
+                params.files = files
+                    .iter()
+                    .map(|file| object_name(file.as_ref()).to_owned())
+                    .collect();
                 params.folder = Some(folder);
             }
         }
@@ -181,6 +190,8 @@ impl Service {
     }
 }
 
+/// Most files of a folder that one task copies.
+const MAX_FILES: usize = 1024;
 /// Most package words of one task.
 const MAX_PACKAGES: usize = 256;
 

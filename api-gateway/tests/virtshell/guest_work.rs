@@ -299,8 +299,12 @@ fn v_177_v_178_copies_by_folder_and_by_uri() {
             .in_progress("copy_files");
         let folder = params(w, &reply).await;
         assert_eq!(
-            (folder.folder.as_deref(), folder.file),
-            (Some("mysql_configuration"), None)
+            (folder.folder.as_deref(), folder.file, folder.files),
+            (
+                Some("mysql_configuration"),
+                None,
+                vec![object_name("mysql_configuration/my.cnf")]
+            )
         );
         let sources = [
             (

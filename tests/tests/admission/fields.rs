@@ -478,6 +478,8 @@ fn tasks() -> Vec<Field> {
             field(kind, "params.command").text(1, 65_536),
             field(kind, "params.file").text(1, 63),
             field(kind, "params.folder").text(1, 1024),
+            field(kind, "params.files").entries(1024, |n| json!(format!("f{n}"))),
+            field(kind, "params.files[]").text(1, 63),
             field(kind, "params.destination").text(1, 4096),
             field(kind, "params.owner").text(1, 64),
             field(kind, "params.group").text(1, 64),

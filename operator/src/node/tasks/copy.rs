@@ -1,5 +1,7 @@
 //! Files of the cluster into guests.
 
+use std::collections::BTreeSet;
+
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use virtshell_crds::File;
@@ -74,10 +76,12 @@ pub async fn read(context: &Context, namespace: &str, params: &TaskParams) -> Re
         }
         (None, Some(folder)) => {
             let mut room = LARGEST_FOLDER;
+            let mut missing: BTreeSet<&str> = params.files.iter().map(String::as_str).collect();
             let mut page = ListParams::default().limit(PAGE);
             loop {
                 let list = api.list(&page).await.map_err(unreadable)?;
-                for file in list.items.iter().filter(|file| file.spec.folder == *folder) {
+                for file in list.items.iter().filter(|file| is_meant(params, file)) {
+                    missing.remove(file.name_any().as_str());
                     let (name, content) = read_one(context, namespace, file).await?;
                     if let Content::Bytes(bytes) = &content {
                         room = room.checked_sub(bytes.len()).ok_or_else(|| too_much(folder))?;
@@ -89,6 +93,12 @@ pub async fn read(context: &Context, namespace: &str, params: &TaskParams) -> Re
                 };
                 page = page.continue_token(&token);
             }
+            if let Some(name) = missing.first() {
+                return Err(NoSource(
+                    "FileNotFound",
+                    format!("file {name} is not in folder {folder} any more"),
+                ));
+            }
             if files.is_empty() {
                 return Err(NoSource("FileNotFound", format!("folder {folder} has no files")));
             }
@@ -99,6 +109,12 @@ pub async fn read(context: &Context, namespace: &str, params: &TaskParams) -> Re
         folder: params.file.is_none(),
         files,
     })
+}
+
+/// Whether a file is one of those that a folder is copied with.
+fn is_meant(params: &TaskParams, file: &File) -> bool {
+    let named = params.files.is_empty() || params.files.contains(&file.name_any());
+    named && params.folder.as_ref() == Some(&file.spec.folder)
 }
 
 fn invalid(why: &str) -> NoSource {
@@ -298,6 +314,32 @@ mod tests {
                 not_fetched("my.cnf", &error),
                 NoSource(reason, message.to_owned())
             );
+        }
+    }
+
+    /// Guards: a file that comes into the folder after the request was not asked about, and is not copied.
+    #[test]
+    fn of_a_folder_those_are_copied_that_were_named() {
+        let file = |name: &str, folder: &str| {
+            let spec = FileSpec {
+                folder: folder.to_owned(),
+                ..FileSpec::default()
+            };
+            File::new(name, spec)
+        };
+        let params = |files: &[&str]| TaskParams {
+            folder: Some("conf".to_owned()),
+            files: files.iter().map(|name| (*name).to_owned()).collect(),
+            ..TaskParams::default()
+        };
+        for (rule, files, found, expected) in [
+            ("all", &[][..], file("a", "conf"), true),
+            ("of this folder", &[], file("a", "other"), false),
+            ("named", &["a", "b"], file("b", "conf"), true),
+            ("came later", &["a", "b"], file("c", "conf"), false),
+            ("named, but moved", &["a"], file("a", "other"), false),
+        ] {
+            assert_eq!(is_meant(&params(files), &found), expected, "{rule}");
         }
     }
 
