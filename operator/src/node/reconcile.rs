@@ -694,6 +694,8 @@ fn interference(machine: &Machine, domain: &OurDomain, record: &Record, was_runn
                 Tell::Stopped
             });
         }
+        // libvirt shows the remains for a moment, before on_crash ends them.
+        Power::Paused(PausedBy::Crash) if wanted => return Some(Tell::Crashed),
         Power::Paused(PausedBy::Request) if wanted => return Some(Tell::SuspendedOutside),
         Power::Running | Power::Paused(_) | Power::Off => {}
     }

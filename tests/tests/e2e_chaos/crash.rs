@@ -63,8 +63,9 @@ async fn a_guest_that_panics_is_started_again() -> Result<()> {
     story.booted("panics").await?;
     let domain = domain(&story.get("panics").await?)?;
     let old = story.qemu("panics").await?;
-    let command = json!({"execute": "guest-exec", "arguments": {
-        "path": "/bin/sh", "arg": ["-c", "echo c >/proc/sysrq-trigger"]}});
+    // Its agent answers before all drivers are there.
+    let panic = "until grep -q pvpanic /proc/modules; do sleep 1; done; echo c >/proc/sysrq-trigger";
+    let command = json!({"execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": ["-c", panic]}});
     story.virsh(&format!("qemu-agent-command {domain} '{command}'"))?;
     let told = story.event("panics", "DomainCrashed").await?;
     ensure!(

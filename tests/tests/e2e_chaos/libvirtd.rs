@@ -117,7 +117,7 @@ async fn a_guest_that_ends_while_nobody_listens_is_started_again() -> Result<()>
     story.host().sh(&format!("kill -9 {ends}"))?;
     story.host().start_libvirtd()?;
     story.ready("ends").await?;
-    story.event("ends", "DomainStopped").await?;
+    story.event("ends", "DomainCrashed").await?;
     let after = story.all_qemus()?;
     ensure!(
         after.len() == 2 && after.contains(&stays) && !after.contains(&ends),
