@@ -38,7 +38,7 @@ pub struct TaskSpec {
     #[serde(default, rename = "type", skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 255))]
     pub type_: String,
-    /// A record made by a client: no controller acts on it.
+    /// A record made by a client: no controller acts on it, but for removing it when it ended long ago, as every Task.
     #[serde(default)]
     pub manual: bool,
     /// What it is done to.
@@ -352,4 +352,18 @@ pub enum TargetState {
     Succeeded,
     /// Not done.
     Failed,
+}
+
+impl Task {
+    /// The status, or what its maker said that it is until that is written.
+    #[must_use]
+    pub fn shown_status(&self) -> TaskStatus {
+        let written = self.status.as_ref().filter(|status| status.state.is_some());
+        written.cloned().unwrap_or_else(|| {
+            let annotations = self.metadata.annotations.as_ref();
+            let said = annotations.and_then(|a| a.get(crate::ANNOTATION_INITIAL_STATUS));
+            said.and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or_default()
+        })
+    }
 }

@@ -309,16 +309,7 @@ pub(super) fn new_task_name() -> String {
 /// The status of a task, or what its maker said until the status is written.
 #[must_use]
 pub fn shown_status(task: &Task) -> TaskStatus {
-    let written = task.status.as_ref().filter(|status| status.state.is_some());
-    written.cloned().unwrap_or_else(|| {
-        let text = task
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get(ANNOTATION_INITIAL_STATUS));
-        text.and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default()
-    })
+    task.shown_status()
 }
 
 /// uid of the user who made a task.

@@ -1,6 +1,10 @@
 //! Work inside guests: who is given what, and what becomes of the Task.
 
+use std::time::Duration;
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use virtshell_crds::{Instance, Task, TaskAssignment, TaskState};
 
@@ -207,5 +211,30 @@ async fn finished_work_goes_after_its_time() -> anyhow::Result<()> {
     .await?;
     w.until_gone::<Task>("old").await?;
     api.get("young").await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn records_that_ended_long_ago_go() -> anyhow::Result<()> {
+    let w = World::with_hosts("task-records", 0).await?;
+    let day = |days: i64| Timestamp::now() - SignedDuration::from_hours(24 * days);
+    for (name, status) in [
+        ("ended", json!({"state": "Failed", "finishedAt": day(8)})),
+        ("written", json!({"state": "Succeeded", "lastUpdate": day(8)})),
+        ("recent", json!({"state": "Succeeded", "finishedAt": day(6)})),
+        ("open", json!({"state": "InProgress", "lastUpdate": day(8)})),
+    ] {
+        w.task(name, &[], json!({"type": "mine", "manual": true})).await?;
+        let patch = Patch::Merge(json!({ "status": status }));
+        w.api::<Task>()
+            .patch_status(name, &PatchParams::default(), &patch)
+            .await?;
+    }
+    w.until_gone::<Task>("ended").await?;
+    w.until_gone::<Task>("written").await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let left = w.api::<Task>().list(&ListParams::default()).await?;
+    let left: Vec<String> = left.iter().map(ResourceExt::name_any).collect();
+    assert_eq!(left, ["open", "recent"]);
     Ok(())
 }

@@ -33,7 +33,7 @@ use super::instance::patch_instance;
 use super::write::{self, Error};
 use index::is_finished;
 use outcome::{Outcome, Standing, Target, Work};
-use progress::{age, begun, cut, moved};
+use progress::{age, begun, cut, ended_at, moved};
 
 /// How long a change of power may take.
 const POWER_LIMIT: Duration = Duration::from_mins(15);
@@ -45,10 +45,14 @@ pub async fn reconcile(ctx: &Context, key: &ObjectKey) -> Result<Option<Duration
     let Some(task) = ctx.tasks.get(key) else {
         return Ok(None);
     };
-    if task.spec.manual || task.metadata.deletion_timestamp.is_some() {
+    if task.metadata.deletion_timestamp.is_some() {
         return Ok(None);
     }
     let now = Timestamp::now();
+    if task.spec.manual {
+        // A record is its maker's; that it goes when it is old is all that it has in common with work.
+        return expire(ctx, &task, now).await;
+    }
     if is_finished(&task) {
         assign::withdraw(ctx, &task).await?;
         return expire(ctx, &task, now).await;
@@ -417,11 +421,10 @@ async fn report(
 
 /// Removes what ended long ago.
 async fn expire(ctx: &Context, task: &Task, now: Timestamp) -> Result<Option<Duration>, Error> {
-    let ended = task
-        .status
-        .as_ref()
-        .and_then(|s| s.finished_at.as_ref().or(s.last_update.as_ref()));
-    let left = ctx.task_retention.saturating_sub(age(ended, now));
+    let Some(ended) = ended_at(task) else {
+        return Ok(None);
+    };
+    let left = ctx.task_retention.saturating_sub(age(Some(&ended), now));
     if !left.is_zero() {
         return Ok(Some(left));
     }

@@ -61,6 +61,16 @@ fn with_history(status: &TaskStatus) -> Vec<TaskHistory> {
     history
 }
 
+/// When a Task that has ended did so, as far as is known: the maker of a record need not say it.
+pub(super) fn ended_at(task: &Task) -> Option<Time> {
+    let status = task.shown_status();
+    let has_ended = matches!(status.state, Some(TaskState::Succeeded | TaskState::Failed));
+    let known = status.finished_at.or(status.last_update);
+    known
+        .or_else(|| task.metadata.creation_timestamp.clone())
+        .filter(|_| has_ended)
+}
+
 /// A log is a summary: at most 4096 characters.
 pub(super) fn cut(log: String) -> String {
     if log.chars().count() <= 4096 {
@@ -119,6 +129,61 @@ mod tests {
                 (TaskState::InProgress, second(3), "no room")
             ]
         );
+    }
+
+    #[test]
+    fn a_task_ended_when_it_says_or_was_last_written_or_made() {
+        let made = "2026-01-01T00:00:00Z";
+        let (later, last) = ("2026-01-02T00:00:00Z", "2026-01-03T00:00:00Z");
+        let announced = json!({"state": "Failed", "lastUpdate": later});
+        for (rule, annotation, status, expected) in [
+            ("nothing is known", json!(null), json!(null), None),
+            (
+                "it goes on",
+                json!(null),
+                json!({"state": "InProgress", "lastUpdate": last}),
+                None,
+            ),
+            (
+                "it says",
+                json!(null),
+                json!({"state": "Failed", "finishedAt": later, "lastUpdate": last}),
+                Some(later),
+            ),
+            (
+                "last written",
+                json!(null),
+                json!({"state": "Succeeded", "lastUpdate": last}),
+                Some(last),
+            ),
+            (
+                "made as ended",
+                json!(null),
+                json!({"state": "Succeeded"}),
+                Some(made),
+            ),
+            (
+                "its maker did not get to write it",
+                announced.clone(),
+                json!(null),
+                Some(later),
+            ),
+            (
+                "what was written counts",
+                announced,
+                json!({"state": "Pending"}),
+                None,
+            ),
+        ] {
+            let task: Task = serde_json::from_value(json!({
+                "apiVersion": "virtshell.io/v1alpha1", "kind": "Task", "spec": {"description": "d", "type": "", "manual": true},
+                "metadata": {"name": "t", "creationTimestamp": made, "annotations": {"virtshell.io/initial-status": annotation.to_string()}},
+                "status": status,
+            }))
+            .unwrap();
+            let expected = expected.map(|at| serde_json::from_value::<Time>(json!(at)).unwrap());
+            assert_eq!(ended_at(&task), expected, "{rule}");
+        }
     }
 
     #[test]
