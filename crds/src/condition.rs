@@ -22,6 +22,8 @@ pub const LIBVIRT_CONNECTED: &str = "LibvirtConnected";
 pub const SCHEDULABLE: &str = "Schedulable";
 /// Host: the agent's data directory has room.
 pub const STORAGE_HEALTHY: &str = "StorageHealthy";
+/// Host: its Instances were edited to take more than it has. Only while that is so.
+pub const OVERCOMMITTED: &str = "Overcommitted";
 /// Host: guests run on hardware virtualization; `False` = kvm guests are emulated.
 pub const HARDWARE_VIRTUALIZATION: &str = "HardwareVirtualization";
 

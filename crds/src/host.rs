@@ -186,7 +186,8 @@ pub struct HostStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub orphan_domains: Vec<OrphanDomain>,
-    /// Ready, LibvirtConnected, Schedulable, StorageHealthy, HardwareVirtualization.
+    /// Ready, LibvirtConnected, Schedulable, StorageHealthy, HardwareVirtualization (node); Accepted, and Overcommitted while
+    /// Instances that were edited take more than it has (controller).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

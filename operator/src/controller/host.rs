@@ -7,15 +7,16 @@ use kube::ResourceExt;
 use kube::api::Api;
 use serde_json::json;
 use tokio::time::Instant;
-use virtshell_crds::condition::{self, READY, Status};
+use virtshell_crds::condition::{self, OVERCOMMITTED, READY, Status};
 use virtshell_crds::host::Allocated;
 use virtshell_crds::{ANNOTATION_CONFIRM_GONE, Host, MANAGER_CONTROLLER, MANAGER_CONTROLLER_LOST};
 
 use super::cache::{Cached, ObjectKey};
 use super::context::Context;
 use super::events::Level;
+use super::roster::Offer;
 use super::write::{self, Error};
-use super::{guard, identity, ledger, node_name, pulse, wire_name};
+use super::{guard, identity, ledger, node_name, placement, pulse, wire_name};
 use crate::status::differs;
 
 /// Reason of `Ready=Unknown` on a Host that is silent.
@@ -174,7 +175,25 @@ async fn sum(
     let flaw = wire_name::conflict(&ctx.hosts, host, "host").or(missing);
     let accepted = wire_name::accepted(host.metadata.generation, flaw);
     let in_use = guard::condition(host, "host", host.wire_name(), user);
-    let mine = write::conditions(present, [accepted].into_iter().chain(in_use));
+    let offer = Offer::of(host);
+    let over = placement::overcommitted(used, offer.memory_mib, offer.disk_mib);
+    let was_over = condition::find(present, OVERCOMMITTED).is_some();
+    let overcommitted = over.as_ref().map(|_| {
+        // The numbers are in the status; here they would be written whenever they change.
+        let message =
+            "its Instances were edited to take more than it has (status.allocated, status.capacity)";
+        let generation = host.metadata.generation;
+        condition::condition(
+            OVERCOMMITTED,
+            Status::True,
+            "Edited",
+            message,
+            generation,
+            write::now(),
+        )
+    });
+    let mine = [accepted].into_iter().chain(in_use).chain(overcommitted);
+    let mine = write::conditions(present, mine);
     let status = json!({"allocated": allocated, "conditions": mine});
     let present = json!(host.status);
     if !differs(&present, &status, &["allocated", "conditions"]) {
@@ -188,6 +207,9 @@ async fn sum(
     let written = write::apply_as_read(&api, host, MANAGER_CONTROLLER, &status)
         .await
         .map_err(Error::api(format!("write what is allocated on host {name}")))?;
+    if let Some(over) = over.filter(|_| !was_over) {
+        ctx.events.say(host, Level::Warning, "Sum", OVERCOMMITTED, &over);
+    }
     ctx.metrics.wrote("Host");
     Ok((None, Some(written)))
 }

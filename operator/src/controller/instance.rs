@@ -17,11 +17,13 @@ use virtshell_crds::{FINALIZER_DOMAIN, Instance, MANAGER_CONTROLLER, MANAGER_CON
 
 use super::accept::{self, Acceptance, Refusal};
 use super::cache::ObjectKey;
-use super::context::Context;
+use super::context::{Context, cluster_key};
 use super::depends;
 use super::events::Level;
 use super::ledger;
+use super::placement;
 use super::pulse::HostState;
+use super::roster::Offer;
 use super::schedule::{Pin, Placement, decide};
 use super::write::{self, Error};
 use crate::status::differs;
@@ -172,8 +174,30 @@ async fn report(
         .map_err(Error::api(format!("write the status of instance {name}")))?;
     ctx.metrics.wrote("Instance");
     tell(ctx, instance, accepted, placement.as_ref());
+    let (before, after) = (ledger::demand(instance), ledger::demand(&written));
     ctx.stored_instance(written);
+    let grows = after.memory_mib > before.memory_mib || after.disk_mib > before.disk_mib;
+    if grows && accept::frozen(instance).is_some() {
+        tell_overcommitted(ctx, instance);
+    }
     Ok(())
+}
+
+/// An edit is carried out whatever the host has left: who made it is told when that was not enough.
+fn tell_overcommitted(ctx: &Context, instance: &Instance) {
+    let Some(name) = ledger::bound_host(instance) else {
+        return;
+    };
+    let Some(host) = ctx.hosts.get(&cluster_key(name)) else {
+        return;
+    };
+    let offer = Offer::of(&host);
+    let used = ctx.desk().ledger.used(name);
+    if let Some(over) = placement::overcommitted(used, offer.memory_mib, offer.disk_mib) {
+        let note = format!("this edit is more than host {name} has left: {over}");
+        ctx.events
+            .say(instance, Level::Warning, "Resize", "HostOvercommitted", &note);
+    }
 }
 
 /// All that the controller's field manager owns in the status of an Instance.

@@ -14,6 +14,7 @@ use virtshell_crds::{
 };
 
 use super::cache::Cached;
+use super::ledger::strip_disks;
 use crate::file_content;
 
 /// Conditions of Instances that are read here.
@@ -42,7 +43,7 @@ impl Cached for Instance {
         if let Some(status) = &mut self.status {
             status.domain = None;
             status.interfaces = Vec::new();
-            status.disks = Vec::new();
+            strip_disks(&self.spec, status);
             status.timings = None;
             status.conditions.retain(|c| READ.contains(&c.type_.as_str()));
             status.conditions.shrink_to_fit();

@@ -7,6 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use kube::ResourceExt;
+use virtshell_crds::instance::{InstanceSpec, InstanceStatus, Resolved};
 use virtshell_crds::resolve::{DEFAULT_CPUS, DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB};
 use virtshell_crds::{FINALIZER_DOMAIN, Instance};
 
@@ -148,12 +149,16 @@ fn is_resolved(instance: &Instance) -> bool {
 /// What an Instance takes: its frozen values, else its own, else the defaults.
 #[must_use]
 pub fn demand(instance: &Instance) -> Demand {
-    let resolved = instance.status.as_ref().and_then(|s| s.resolved.as_ref());
+    demand_with(
+        instance,
+        instance.status.as_ref().and_then(|s| s.resolved.as_ref()),
+    )
+}
+
+/// What an Instance takes when it has these values.
+#[must_use]
+pub fn demand_with(instance: &Instance, resolved: Option<&Resolved>) -> Demand {
     let spec = &instance.spec;
-    let root = resolved
-        .and_then(|r| r.disk_mib)
-        .or(spec.disk_mib)
-        .unwrap_or(DEFAULT_DISK_MIB);
     Demand {
         cpus: resolved
             .and_then(|r| r.cpus)
@@ -163,8 +168,48 @@ pub fn demand(instance: &Instance) -> Demand {
             .and_then(|r| r.memory_mib)
             .or(spec.memory_mib)
             .unwrap_or(DEFAULT_MEMORY_MIB),
-        disk_mib: root + spec.disks.iter().filter_map(|d| d.size_mib).sum::<i64>(),
+        disk_mib: disks(instance, resolved),
     }
+}
+
+/// All disks together, in MiB, and those that were detached: their files stay. A disk is as large as its host says, once it does,
+/// or as it is to be where that is more. The size of an image shows only when its disk is made; until then it counts as a
+/// root disk of which nothing is said.
+fn disks(instance: &Instance, resolved: Option<&Resolved>) -> i64 {
+    let spec = &instance.spec;
+    let there = instance
+        .status
+        .as_ref()
+        .map(|s| s.disks.as_slice())
+        .unwrap_or_default();
+    let size = |name: &str, asked: Option<i64>| {
+        let made = there.iter().find(|d| d.name == name && !d.detached);
+        made.map(|d| d.size_mib).max(asked).unwrap_or(DEFAULT_DISK_MIB)
+    };
+    let root = size("root", resolved.and_then(|r| r.disk_mib).or(spec.disk_mib));
+    let others: i64 = spec.disks.iter().map(|d| size(&d.name, d.size_mib)).sum();
+    let detached = there.iter().filter(|d| d.detached).map(|d| d.size_mib);
+    root + others + detached.sum::<i64>()
+}
+
+/// Leaves of the disks that a host reports those that tell more than the spec does: [`demand`] reads no others.
+pub fn strip_disks(spec: &InstanceSpec, status: &mut InstanceStatus) {
+    let root = status
+        .resolved
+        .as_ref()
+        .and_then(|r| r.disk_mib)
+        .or(spec.disk_mib);
+    status.disks.retain_mut(|disk| {
+        disk.path = String::new();
+        let asked = if disk.name == "root" {
+            root
+        } else {
+            let named = spec.disks.iter().find(|d| d.name == disk.name);
+            named.and_then(|d| d.size_mib)
+        };
+        disk.detached || asked.is_none_or(|asked| asked < disk.size_mib)
+    });
+    status.disks.shrink_to_fit();
 }
 
 #[cfg(test)]
@@ -192,6 +237,78 @@ mod tests {
 
     fn seen(new: Option<Arc<Instance>>, old: Option<Arc<Instance>>) -> Change<Instance> {
         Change { old, new }
+    }
+
+    #[test]
+    fn a_disk_counts_as_it_is_once_that_is_known() {
+        let image = |size: Option<i64>| json!({"name": "data", "image": "i", "sizeMiB": size});
+        let made = |name: &str, size: i64, detached: bool| json!({"name": name, "path": "/p", "sizeMiB": size, "detached": detached});
+        for (rule, disks, there, expected) in [
+            ("the root alone", json!([]), json!([]), 100),
+            (
+                "an empty disk",
+                json!([{"name": "data", "sizeMiB": 50}]),
+                json!([]),
+                150,
+            ),
+            ("an image with a size", json!([image(Some(50))]), json!([]), 150),
+            (
+                "an image of unknown size",
+                json!([image(None)]),
+                json!([]),
+                100 + DEFAULT_DISK_MIB,
+            ),
+            (
+                "an image whose disk is there",
+                json!([image(None)]),
+                json!([made("data", 7, false)]),
+                107,
+            ),
+            (
+                "an image larger than its disk was to be",
+                json!([image(Some(5))]),
+                json!([made("data", 7, false)]),
+                107,
+            ),
+            (
+                "a root that its image makes larger",
+                json!([]),
+                json!([made("root", 300, false)]),
+                300,
+            ),
+            (
+                "a root that is to grow",
+                json!([]),
+                json!([made("root", 50, false)]),
+                100,
+            ),
+            (
+                "a disk that was detached",
+                json!([]),
+                json!([made("old", 7, true), made("root", 100, false)]),
+                107,
+            ),
+            (
+                "another one of its name",
+                json!([{"name": "old", "sizeMiB": 5}]),
+                json!([made("old", 7, true)]),
+                112,
+            ),
+        ] {
+            let mut instance = Instance::clone(&instance("u", Some("h"), 1));
+            instance.spec.disks = serde_json::from_value(disks).unwrap();
+            let status = instance.status.as_mut().unwrap();
+            status.resolved.as_mut().unwrap().disk_mib = Some(100);
+            status.disks = serde_json::from_value(there).unwrap();
+            assert_eq!(demand(&instance).disk_mib, expected, "{rule}");
+            strip_disks(&instance.spec, instance.status.as_mut().unwrap());
+            assert_eq!(demand(&instance).disk_mib, expected, "{rule}: of what is kept");
+        }
+        let mut plain = Instance::clone(&instance("u", Some("h"), 1));
+        let status = plain.status.as_mut().unwrap();
+        status.disks = serde_json::from_value(json!([made("root", 10, false)])).unwrap();
+        strip_disks(&plain.spec, status);
+        assert!(status.disks.is_empty(), "what the spec says is not kept twice");
     }
 
     const DEMAND: Demand = Demand {

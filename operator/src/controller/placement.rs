@@ -20,6 +20,22 @@ pub struct Demand {
     pub disk_mib: i64,
 }
 
+/// What Instances take more of than their host has, in words; `None` = nothing. Placement never leads here, edits can. A host of
+/// which nothing is known yet has no bounds.
+#[must_use]
+pub fn overcommitted(used: Used, memory_mib: i64, disk_mib: i64) -> Option<String> {
+    let over = [
+        ("memory", used.memory_mib, memory_mib),
+        ("disk", used.disk_mib, disk_mib),
+    ];
+    let over: Vec<String> = over
+        .into_iter()
+        .filter(|(_, used, has)| *has > 0 && used > has)
+        .map(|(what, used, has)| format!("{used} MiB of {what} (it has {has} MiB)"))
+        .collect();
+    (!over.is_empty()).then(|| format!("its Instances take {}", over.join(" and ")))
+}
+
 /// What an Instance asks of a host.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
@@ -290,6 +306,39 @@ mod tests {
     ) -> Candidate<'static> {
         change(&mut host);
         host
+    }
+
+    #[test]
+    fn who_takes_more_than_there_is_is_told_how_much() {
+        for (rule, memory, disk, expected) in [
+            ("all of it", 100, 200, None),
+            (
+                "memory",
+                101,
+                200,
+                Some("its Instances take 101 MiB of memory (it has 100 MiB)"),
+            ),
+            (
+                "both",
+                101,
+                201,
+                Some(
+                    "its Instances take 101 MiB of memory (it has 100 MiB) and 201 MiB of disk (it has 200 MiB)",
+                ),
+            ),
+        ] {
+            let used = Used {
+                memory_mib: memory,
+                disk_mib: disk,
+                ..Used::default()
+            };
+            assert_eq!(overcommitted(used, 100, 200).as_deref(), expected, "{rule}");
+            assert_eq!(
+                overcommitted(used, 0, 0),
+                None,
+                "{rule}: nothing is known of the host"
+            );
+        }
     }
 
     #[test]

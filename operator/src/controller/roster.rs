@@ -26,8 +26,10 @@ pub struct Offer {
     drivers: Vec<Driver>,
     ready: bool,
     has_room: bool,
-    memory_mib: i64,
-    disk_mib: i64,
+    /// Memory for guests, in MiB: declared, else reported, else 0.
+    pub memory_mib: i64,
+    /// Disk for guests, in MiB, likewise.
+    pub disk_mib: i64,
 }
 
 impl Offer {

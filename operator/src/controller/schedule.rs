@@ -145,16 +145,11 @@ fn check_tied(ctx: &Context, instance: &Instance, request: &Request<'_>, name: S
 }
 
 fn request<'a>(instance: &Instance, resolved: &'a Resolved) -> Request<'a> {
-    let mut demand = ledger::demand(instance);
-    demand.cpus = resolved.cpus.unwrap_or(demand.cpus);
-    demand.memory_mib = resolved.memory_mib.unwrap_or(demand.memory_mib);
-    demand.disk_mib = resolved.disk_mib.unwrap_or_default()
-        + instance.spec.disks.iter().filter_map(|d| d.size_mib).sum::<i64>();
     Request {
         environment: &resolved.environment,
         driver: resolved.driver.unwrap_or(Driver::Kvm),
         host_type: resolved.host_type.unwrap_or_default(),
-        demand,
+        demand: ledger::demand_with(instance, Some(resolved)),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Where Instances go after what happened meanwhile: room became free, or the controller that bound them died.
 
+use k8s_openapi::api::core::v1::Event;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, ListParams, ObjectList, Patch, PatchParams};
 use serde_json::json;
+use virtshell_crds::condition::{self, OVERCOMMITTED};
 use virtshell_crds::{Environment, FINALIZER_DOMAIN, Host, Instance, MANAGER_CONTROLLER};
 use virtshell_tests::identity::SYSTEM;
 use virtshell_tests::wait::SOON;
@@ -55,6 +57,46 @@ async fn room_that_becomes_free_goes_to_those_who_wait() -> anyhow::Result<()> {
     )
     .await?;
     w.until("small", "to be placed", is_scheduled).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_edit_beyond_what_its_host_has_is_made_and_said() -> anyhow::Result<()> {
+    let w = World::with_hosts("overcommit", 1).await?;
+    let spec = json!({"blank": true, "environment": "e", "memoryMiB": 4000, "diskMiB": 64});
+    for name in ["a", "b"] {
+        w.create::<Instance>(name, spec.clone()).await?;
+        w.until(name, "to be placed", is_scheduled).await?;
+    }
+    let hosts: Api<Host> = Api::all(w.admin.clone());
+    let look = async || hosts.get(&w.nodes[0].host).await;
+    let is_over = |host: &Host| {
+        let status = host.status.as_ref();
+        status.is_some_and(|s| condition::is_true(&s.conditions, OVERCOMMITTED))
+    };
+    w.patch::<Instance>("a", json!({"spec": {"memoryMiB": 6000}}))
+        .await?;
+    wait_for("the host to say so", SOON, look, is_over).await?;
+    let words = format!(
+        "this edit is more than host {} has left: its Instances take 10000 MiB of memory (it has 8192 MiB)",
+        w.nodes[0].host
+    );
+    let events: Api<Event> = w.api();
+    let look_at_events = async || events.list(&ListParams::default()).await;
+    let is_told = |list: &ObjectList<Event>| list.iter().any(|e| e.message.as_ref() == Some(&words));
+    wait_for("an Event that tells it", SOON, look_at_events, is_told).await?;
+    // Nothing more goes there until it is undone.
+    let small = json!({"blank": true, "environment": "e", "memoryMiB": 64, "diskMiB": 64});
+    w.create::<Instance>("small", small).await?;
+    let refused = |i: &Instance| {
+        let message = i.status.as_ref().map(|s| s.message.as_str());
+        message.is_some_and(|m| m.ends_with("1 not enough memory (need 64 MiB, most free -1808 MiB)"))
+    };
+    w.until("small", "to be refused", refused).await?;
+    w.patch::<Instance>("a", json!({"spec": {"memoryMiB": 4000}}))
+        .await?;
+    w.until("small", "to be placed", is_scheduled).await?;
+    wait_for("the host to have enough", SOON, look, |host| !is_over(host)).await?;
     Ok(())
 }
 
