@@ -87,6 +87,26 @@ impl Metrics {
         values.map(|(_, value)| value).sum()
     }
 
+    /// What so many per cent of the values in a histogram are at most: the upper bound of the bucket that they end in, so never
+    /// less than the truth; infinite beyond the last, and no number where there are no values.
+    #[must_use]
+    pub fn percentile(&self, name: &str, per_cent: f64) -> f64 {
+        let meant = self.sum(&format!("{name}_count")) * per_cent / 100.0;
+        let bucket = format!("{name}_bucket");
+        let bounds = self.values(&bucket).filter_map(|(labels, below)| {
+            let bound = labels.strip_prefix("le=\"")?.strip_suffix('"')?;
+            Some((
+                bound.trim_start_matches('+').parse().unwrap_or(f64::INFINITY),
+                below,
+            ))
+        });
+        let reached = bounds.filter(|(_, below)| *below >= meant && meant > 0.0);
+        reached
+            .map(|(bound, _)| bound)
+            .reduce(f64::min)
+            .unwrap_or(f64::NAN)
+    }
+
     /// `labels` and value of a metric.
     pub fn values(&self, name: &str) -> impl Iterator<Item = (&str, f64)> {
         let name = format!("virtshell_controller_{name}");
@@ -116,5 +136,24 @@ mod tests {
         let sums = ["leader", "writes_total", "none"].map(|name| metrics.sum(name) as i64);
         assert_eq!(sums, [1, 7, 0]);
         assert_eq!(metrics.with("writes_total", "kind=\"Task\"") as i64, 4);
+    }
+
+    #[test]
+    fn percentiles_are_upper_bounds() {
+        let histogram = |buckets: [u64; 3]| {
+            let lines = ["0.1", "0.5", "+Inf"].into_iter().zip(buckets);
+            let lines = lines.map(|(le, n)| format!("virtshell_controller_s_bucket{{le=\"{le}\"}} {n}\n"));
+            Metrics(format!("virtshell_controller_s_count {}\n", buckets[2]) + &lines.collect::<String>())
+        };
+        for (buckets, per_cent, expected) in [
+            ([50, 99, 100], 50.0, 0.1),
+            ([49, 99, 100], 50.0, 0.5),
+            ([49, 99, 100], 99.0, 0.5),
+            ([49, 98, 100], 99.0, f64::INFINITY),
+            ([0, 0, 0], 50.0, f64::NAN),
+        ] {
+            let seen = histogram(buckets).percentile("s", per_cent);
+            assert!(seen.total_cmp(&expected).is_eq(), "{buckets:?}: {seen}");
+        }
     }
 }

@@ -7,9 +7,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// Upper bounds in seconds; a decision is to take less than the fourth.
-const PLACEMENT_BUCKETS: [f64; 9] = [
-    0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.01, 0.1,
+/// Upper bounds in seconds: close together below 100 µs, which is what a decision is to take at most.
+const PLACEMENT_BUCKETS: [f64; 16] = [
+    0.000_01, 0.000_02, 0.000_03, 0.000_04, 0.000_05, 0.000_06, 0.000_07, 0.000_08, 0.000_09, 0.000_1,
+    0.000_15, 0.000_2, 0.000_5, 0.001, 0.01, 0.1,
 ];
 
 /// A kind.
