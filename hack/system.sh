@@ -47,7 +47,7 @@ role_command() {
             LISTEN=127.0.0.1:$NODE_PORT
             COMMAND=("$BINARIES/virtshell-operator" node --kubeconfig "$kubeconfig" --token-file "$STATE_DIR/node.token"
                 --namespace "$SYSTEM_NAMESPACE" --host-name "$HOST_NAME" --data-dir "$DATA_DIR"
-                --gateway-url "http://127.0.0.1:$GATEWAY_PORT" --allow-emulation --allow-file-images --listen "$LISTEN" --listen-api "127.0.0.1:$NODE_API_PORT")
+                --gateway-url "http://127.0.0.1:$GATEWAY_PORT" --allow-emulation --allow-file-images --image-source-allow 127.0.0.0/8 --listen "$LISTEN" --listen-api "127.0.0.1:$NODE_API_PORT")
             ;;
         gateway)
             LISTEN=127.0.0.1:$GATEWAY_PORT

@@ -35,7 +35,8 @@ pub struct ImageSpec {
     #[serde(rename = "type")]
     pub type_: ImageType,
     /// Where disk, ISO or archive are: https://, http://, file:// on the node (if its agent allows it), or a File of
-    /// VirtShell. A #fragment is dropped when fetching.
+    /// VirtShell. It must not lead to the host itself (loopback, link-local and metadata services), unless its agent allows that.
+    /// A #fragment is dropped when fetching.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub download_url: Option<String>,

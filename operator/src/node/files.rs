@@ -196,15 +196,19 @@ impl Files {
     }
 }
 
-/// A client for downloads.
+/// A client for downloads from addresses that the administrator chose.
 ///
 /// # Errors
 /// When TLS cannot be set up.
 pub fn http_client() -> reqwest::Result<reqwest::Client> {
+    client_builder().build()
+}
+
+/// What all clients for downloads have in common.
+pub(super) fn client_builder() -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .user_agent(concat!("virtshell-operator/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(Duration::from_secs(10))
         // A server that says nothing for so long is not coming back.
         .read_timeout(Duration::from_mins(1))
-        .build()
 }

@@ -53,6 +53,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Client;
 use kube::api::Api;
@@ -73,7 +74,7 @@ use goal::Offer;
 use guest::Guests;
 use metrics::Metrics;
 use own::Echoes;
-use storage::{CacheLimits, Options, Storage, kvm_probe};
+use storage::{CacheLimits, Options, Storage, Web, kvm_probe};
 
 /// How long a start waits for the first libvirt connection before it serves without one.
 const FIRST_CONNECTION: Duration = Duration::from_secs(10);
@@ -113,6 +114,10 @@ pub struct Args {
     /// Allow images with file:// URLs.
     #[arg(long)]
     pub allow_file_images: bool,
+    /// Allow images by http(s) from addresses of this network though they are the host's own (loopback, link-local, metadata
+    /// services), such as 127.0.0.1/32; may repeat.
+    #[arg(long, value_name = "CIDR")]
+    pub image_source_allow: Vec<IpNet>,
     /// MiB that cached images may take together; 0 = no limit. Images in use count, and stay.
     #[arg(long, default_value_t = 0)]
     pub image_cache_mib: u64,
@@ -237,11 +242,12 @@ async fn open_storage(args: &Args, host: &str, client: Client) -> anyhow::Result
         },
         ..Options::default()
     };
+    let web = Web::new(args.image_source_allow.clone()).context("cannot prepare downloads")?;
     let http = files::http_client().context("cannot prepare downloads")?;
     let gateway = args.gateway_url.clone();
-    let files = Arc::new(Files::new(client, http.clone(), host, &args.namespace, gateway));
+    let files = Arc::new(Files::new(client, http, host, &args.namespace, gateway));
     let (data_dir, shared) = (args.data_dir.clone(), Arc::clone(&files));
-    let open = move || Storage::open(&data_dir, options, http, shared);
+    let open = move || Storage::open(&data_dir, options, web, shared);
     Ok((tokio::task::spawn_blocking(open).await??, files))
 }
 

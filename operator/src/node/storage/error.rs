@@ -1,5 +1,6 @@
 //! What can go wrong with images, disks and seeds, and what helps.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,6 +27,17 @@ pub enum StorageError {
     FileImagesNotAllowed {
         /// The URL.
         url: String,
+    },
+    /// The URL leads to the host itself, or to what serves it alone.
+    #[error(
+        "image URL {url} is refused: it leads to {address}, an address of the host itself or of services for it alone; serve it elsewhere, or start the agent with --image-source-allow {}",
+        ipnet::IpNet::from(*address)
+    )]
+    SourceForbidden {
+        /// The URL.
+        url: String,
+        /// Where it leads.
+        address: IpAddr,
     },
     /// The server, or the disk, says that there is nothing under the URL.
     #[error("image URL {url} has no content: {answer}; correct the Image's URL or put the file there")]
@@ -156,6 +168,7 @@ impl StorageError {
             | Self::Disk { .. } => true,
             Self::UrlRefused { .. }
             | Self::FileImagesNotAllowed { .. }
+            | Self::SourceForbidden { .. }
             | Self::ImageNotFound { .. }
             | Self::FetchRefused { .. }
             | Self::FileUnavailable(_)
@@ -172,6 +185,7 @@ impl StorageError {
         match self {
             Self::UrlRefused { .. } => "ImageUrlRefused",
             Self::FileImagesNotAllowed { .. } => "FileImagesNotAllowed",
+            Self::SourceForbidden { .. } => "ImageSourceForbidden",
             Self::ImageNotFound { .. } => "ImageNotFound",
             Self::FetchRefused { .. } => "DownloadRefused",
             Self::FileUnavailable(error) => error.reason(),

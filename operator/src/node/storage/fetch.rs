@@ -15,6 +15,7 @@ use super::flight::Meter;
 use super::room::RoomGuard;
 use super::sink::Sink;
 use super::source::{Location, Source};
+use super::web::{Forbidden, Web, forbidden};
 use crate::file_content::Content;
 use crate::node::files::Files;
 
@@ -40,7 +41,7 @@ pub(super) struct Fetched {
 /// What a fetch needs beside its source.
 #[derive(Clone)]
 pub(super) struct Fetcher {
-    pub client: reqwest::Client,
+    pub web: Web,
     pub files: Arc<Files>,
     /// Where downloads are until they are complete.
     pub dir: PathBuf,
@@ -235,6 +236,13 @@ impl Download<'_> {
         }
     }
 
+    fn forbidden(&self, Forbidden(address): Forbidden) -> StorageError {
+        StorageError::SourceForbidden {
+            url: self.source.url.clone(),
+            address,
+        }
+    }
+
     /// A request for all of it.
     async fn request(&self) -> Result<RequestBuilder, StorageError> {
         match &self.source.location {
@@ -242,7 +250,10 @@ impl Download<'_> {
                 let request = self.fetcher.files.blob(at).await;
                 request.map_err(|error| StorageError::of_file(&self.source.url, error))
             }
-            Location::Http(url) => Ok(self.fetcher.client.get(url.clone())),
+            Location::Http(url) => {
+                let request = self.fetcher.web.get(url);
+                request.map_err(|why| self.forbidden(why))
+            }
             Location::File(_) => Err(self.failed("it is a file of this host".to_owned())),
         }
     }
@@ -258,10 +269,10 @@ impl Download<'_> {
                 request = request.header(IF_RANGE, validator);
             }
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| self.failed(describe(&error)))?;
+        let response = request.send().await.map_err(|error| match forbidden(&error) {
+            Some(why) => self.forbidden(why),
+            None => self.failed(describe(&error)),
+        })?;
         if let (Location::Stored(_), StatusCode::UNAUTHORIZED) = (&self.source.location, response.status()) {
             self.fetcher.files.forget_token().await;
             return Err(self.failed("the gateway does not know the agent's token".to_owned()));

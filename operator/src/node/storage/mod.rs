@@ -31,6 +31,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod tool;
+mod web;
 
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
@@ -57,6 +58,7 @@ pub use layout::{InstanceFiles, disk_file_name};
 pub use lease::Lease;
 pub use room::Room;
 pub use seed::{Seed, SeedFiles};
+pub use web::Web;
 
 use cache::{Cache, CacheDirs};
 use fetch::{Fetcher, blocking};
@@ -119,15 +121,15 @@ struct Inner {
 }
 
 impl Storage {
-    /// Opens the data directory, made if need be, and removes what an interrupted run left half-made. `client` is for
-    /// downloads, `files` for images that are stored files.
+    /// Opens the data directory, made if need be, and removes what an interrupted run left half-made. `web` is the way to
+    /// images by URL, `files` that to images that are stored files.
     ///
     /// # Errors
     /// [`StorageError::InUse`] when another agent has it open, [`StorageError::Disk`] when it cannot be written.
     pub fn open(
         data_dir: &Path,
         options: Options,
-        client: reqwest::Client,
+        web: Web,
         files: Arc<Files>,
     ) -> Result<Self, StorageError> {
         make_dir(data_dir)?;
@@ -155,7 +157,7 @@ impl Storage {
             keep_mib: options.min_free_mib,
         };
         let fetcher = Fetcher {
-            client,
+            web,
             files,
             dir: dirs.parts.clone(),
             room: room.clone(),

@@ -7,9 +7,9 @@ use tempfile::TempDir;
 use virtshell_crds::image::ImageType;
 use virtshell_crds::instance::{Driver, ResolvedImage};
 
-use super::super::super::files::{Files, http_client};
+use super::super::super::files::Files;
 use super::super::super::hypervisor::LibvirtErrorKind;
-use super::super::super::storage::{DiskCopy, Options, Storage};
+use super::super::super::storage::{DiskCopy, Options, Storage, Web};
 use super::super::super::xml::parse;
 use super::*;
 
@@ -89,8 +89,13 @@ impl Guest {
             ..Options::default()
         };
         let data = dir.path().join("data");
-        let storage =
-            Storage::open(&data, options, http_client().unwrap(), Arc::new(Files::nowhere())).unwrap();
+        let storage = Storage::open(
+            &data,
+            options,
+            Web::new(vec![]).unwrap(),
+            Arc::new(Files::nowhere()),
+        )
+        .unwrap();
         let image = dir.path().join("writer.raw");
         let mut content = writer();
         content.resize(1 << 20, 0);

@@ -323,3 +323,41 @@ async fn what_would_not_fit_is_refused_before_it_comes() {
     assert_eq!(error.reason(), "ImageFormatRefused");
     bench.assert_nothing_cached();
 }
+
+/// Guards: the host must not fetch for a tenant what only the host reaches, however the URL leads there.
+#[tokio::test]
+async fn addresses_of_the_host_itself_are_refused() {
+    let server = Server::start(|request, _| match request.path.as_str() {
+        "/to-itself" => Reply::new(302, b"").header("Location", "http://127.0.0.2/x"),
+        "/to-metadata" => Reply::new(302, b"").header("Location", "http://169.254.169.254/latest/"),
+        _ => Reply::new(200, &noise(5000)),
+    })
+    .await;
+    let by_name = server.url("/d").replace("127.0.0.1", "localhost");
+    let mut bench = Bench::new();
+    for (allowed, url, address) in [
+        ("127.0.0.1/32", server.url("/to-itself"), "127.0.0.2"),
+        ("127.0.0.1/32", server.url("/to-metadata"), "169.254.169.254"),
+        ("192.0.2.0/24", server.url("/d"), "127.0.0.1"),
+        ("192.0.2.0/24", by_name.clone(), "1"),
+    ] {
+        bench.allowed = allowed;
+        let before = server.requests().len();
+        let error = bench
+            .open()
+            .ensure_image(&disk_image(&url))
+            .await
+            .expect_err(&url);
+        assert_eq!(
+            (error.reason(), error.is_transient()),
+            ("ImageSourceForbidden", false),
+            "{error}"
+        );
+        assert!(error.to_string().contains(address), "{error}");
+        let asked = usize::from(allowed.starts_with("127"));
+        assert_eq!(server.requests().len() - before, asked, "{url}");
+    }
+    bench.assert_nothing_cached();
+    bench.allowed = "127.0.0.0/8";
+    bench.open().ensure_image(&disk_image(&by_name)).await.unwrap();
+}

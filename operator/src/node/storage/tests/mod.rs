@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use virtshell_crds::image::ImageType;
 use virtshell_crds::instance::ResolvedImage;
 
-use super::{Options, Retry, Storage, StorageError};
-use crate::node::files::{Files, http_client};
+use super::{Options, Retry, Storage, StorageError, Web};
+use crate::node::files::Files;
 
 pub(super) const UID: &str = "8f0c21d4-0000-4000-8000-000000000001";
 
@@ -28,6 +28,8 @@ pub(super) const UID: &str = "8f0c21d4-0000-4000-8000-000000000001";
 pub(super) struct Bench {
     pub dir: TempDir,
     pub options: Options,
+    /// The host's own network that images may come from.
+    pub allowed: &'static str,
 }
 
 impl Bench {
@@ -35,6 +37,7 @@ impl Bench {
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             dir: tempfile::tempdir().unwrap(),
+            allowed: "127.0.0.1/32",
             options: Options {
                 allow_file_images: true,
                 min_free_mib: 1,
@@ -52,8 +55,8 @@ impl Bench {
     }
 
     pub fn try_open(&self) -> Result<Storage, StorageError> {
-        let client = http_client().unwrap();
-        Storage::open(&self.data(), self.options, client, Arc::new(Files::nowhere()))
+        let web = Web::new(vec![self.allowed.parse().unwrap()]).unwrap();
+        Storage::open(&self.data(), self.options, web, Arc::new(Files::nowhere()))
     }
 
     pub fn data(&self) -> PathBuf {
