@@ -132,7 +132,8 @@ async fn writes(gateway: &Gateway, client: &Client) -> Result<()> {
     let images: Api<Image> = Api::namespaced(client.clone(), NAMESPACE);
     let instances: Api<Instance> = Api::namespaced(client.clone(), NAMESPACE);
     let tasks: Api<Task> = Api::namespaced(client.clone(), NAMESPACE);
-    // What the gateway wrote is what is written raw.
+    // What the gateway wrote is what is written raw, but for the name: namesakes, which only kubectl can make, would have
+    // to be told apart.
     let one_image = images.get("bench").await?;
     let one_instance = instances.get("bench-pattern").await?;
     let all = tasks.list(&ListParams::default()).await?;
@@ -140,12 +141,18 @@ async fn writes(gateway: &Gateway, client: &Client) -> Result<()> {
 
     for in_flight in [1, CONNECTIONS] {
         let ours = |name: String| gateway.post("/images", for_images, image(&name));
-        let raw = |name: String| create(images.clone(), one_image.clone(), name);
+        let raw = |name: String| {
+            let mut image = one_image.clone();
+            image.spec.display_name = Some(name.clone());
+            create(images.clone(), image, name)
+        };
         compare("POST of an image", in_flight, ours, raw).await?;
 
         let ours = |name: String| gateway.post("/instances", for_instances, instance(&name));
         let raw = |name: String| {
-            let instance = create(instances.clone(), one_instance.clone(), name.clone());
+            let mut instance = one_instance.clone();
+            instance.spec.display_name = Some(name.clone());
+            let instance = create(instances.clone(), instance, name.clone());
             let task = create(tasks.clone(), one_task.clone(), name);
             async move {
                 instance.await?;
