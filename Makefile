@@ -3,10 +3,10 @@ SHELL := /bin/bash
 # Where rustup puts cargo; the shell that `make up` installed it from does not know yet.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 .DEFAULT_GOAL := help
-.PHONY: help up down clean clean-cache build test check fuzz generate tour bench bench-gateway scale scale-controller
+.PHONY: help up down clean clean-cache build test test-s3 check fuzz generate tour bench bench-gateway scale scale-controller
 
 help: ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@sed -nE 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 up: ## VirtShell on this machine, ending with two running guests (root)
 	@hack/up.sh
@@ -25,6 +25,9 @@ build: ## release binaries in target/release
 
 test: ## install what is missing, check, and run every level of tests (root)
 	@hack/test.sh
+
+test-s3: ## blobs of the gateway on an S3 server, which comes from PyPI
+	@hack/test-s3.sh
 
 check: ## format, lints, documentation
 	@hack/check.sh

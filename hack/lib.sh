@@ -78,6 +78,28 @@ apt_update() { apt_get update >/dev/null || say "apt-get update had errors (abov
 
 apt_get() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o Acquire::Retries=2 -o DPkg::Lock::Timeout=300 "$@"; }
 
+# pypi_program DIRECTORY PROGRAM: prints the path of a program from PyPI, in the versions of hack/DIRECTORY/requirements.txt; installs
+# it into the cache when it is not there.
+pypi_program() {
+    local requirements=$REPO/hack/$1/requirements.txt directory
+    directory=$CACHE_DIR/$1-$(sha256sum "$requirements" | cut -c 1-12)
+    [[ -x $directory/bin/$2 ]] || step "Installing $1" install_pypi "$directory" "$requirements" "$2" >&2
+    echo "$directory/bin/$2"
+}
+
+# install_pypi DIRECTORY REQUIREMENTS PROGRAM: where it is complete or not at all.
+install_pypi() {
+    mkdir -p "$CACHE_DIR"
+    # A virtual environment knows its own path, so it is built in place, and what broke off before is removed.
+    rm -rf "$1"
+    # shellcheck disable=SC2064 # the directory is fixed now
+    trap "rm -rf '$1'" ERR
+    python3 -m venv "$1" || die "python3 cannot make a virtual environment" "apt-get install python3-venv"
+    "$1/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$2" ||
+        die "$3 could not be installed" "see pip's message above; it needs the way to PyPI or a mirror of it (PIP_INDEX_URL is honoured)"
+    [[ -x $1/bin/$3 ]]
+}
+
 # wait_until SECONDS COMMAND...: polls until the command succeeds; fails when the time is over.
 wait_until() {
     local deadline=$(($(now_ms) + $1 * 1000))

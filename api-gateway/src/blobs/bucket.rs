@@ -1,20 +1,22 @@
 //! Blobs in an S3 bucket: `uploads/<uuid>` while they are written, then `blobs/<sum>`.
 //!
 //! A bucket has no rename: a commit copies on the server's side, which also makes the blob young. The sweep asks for the age
-//! right before it deletes; a commit within that moment is what it cannot see, so its grace is an hour. Parts of uploads that
-//! a crash left behind are for a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`).
+//! right before it deletes; a commit within that moment is what it cannot see, so its grace is an hour.
+//!
+//! A bucket keeps the parts of an upload until somebody ends or aborts it, shows them in no list of objects, and has them paid
+//! for. So an upload that breaks off is aborted, wherever its caller stopped to wait: what asks the bucket runs in tasks of its
+//! own. What a crash of the gateway leaves behind is for a lifecycle rule of the bucket (`AbortIncompleteMultipartUpload`).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::aws::AmazonS3Builder;
-use object_store::buffered::BufWriter;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
-use tokio::io::AsyncWriteExt;
+use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, WriteMultipart};
 use tokio::runtime::Handle;
 
 use super::{BlobError, LONGEST_UPLOAD, is_sum};
@@ -29,24 +31,26 @@ pub struct Bucket {
     store: Arc<dyn ObjectStore>,
 }
 
-/// A blob that is being written.
+/// A blob that is being written: aside in one piece, or in parts when it is larger than one.
 pub struct Upload {
     store: Arc<dyn ObjectStore>,
     aside: Path,
-    /// Until it is committed.
-    writer: Option<BufWriter>,
+    /// What is not yet in a part; at most [`PART`] bytes.
+    held: Vec<u8>,
+    parts: Option<WriteMultipart>,
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        // A bucket keeps the parts of an upload that nobody ends, and lists them nowhere.
-        if let (Some(mut writer), Ok(runtime)) = (self.writer.take(), Handle::try_current()) {
-            runtime.spawn(async move {
-                if let Err(error) = writer.abort().await {
-                    tracing::debug!(%error, "an upload is not aborted");
-                }
-            });
+        if let (Some(parts), Ok(runtime)) = (self.parts.take(), Handle::try_current()) {
+            runtime.spawn(abort(parts));
         }
+    }
+}
+
+async fn abort(parts: WriteMultipart) {
+    if let Err(error) = parts.abort().await {
+        tracing::warn!(%error, "parts of an upload that broke off stay in the bucket");
     }
 }
 
@@ -63,26 +67,38 @@ impl Bucket {
 
     /// Begins a blob.
     pub fn begin(&self) -> Upload {
-        let aside = Path::from_iter([UPLOADS, &uuid::Uuid::new_v4().simple().to_string()]);
         Upload {
-            writer: Some(
-                BufWriter::with_capacity(self.store.clone(), aside.clone(), PART).with_max_concurrency(1),
-            ),
             store: self.store.clone(),
-            aside,
+            aside: Path::from_iter([UPLOADS, &uuid::Uuid::new_v4().simple().to_string()]),
+            held: Vec::new(),
+            parts: None,
         }
     }
 
-    /// The content of a blob.
+    /// Bytes of a blob.
+    pub async fn size(&self, sha256: &str) -> Result<u64, BlobError> {
+        let found = self.store.head(&Path::from_iter([BLOBS, sha256])).await;
+        found
+            .map(|blob| blob.size)
+            .map_err(|error| missing(error, sha256))
+    }
+
+    /// A part of the content of a blob, which is not empty.
     pub async fn read(
         &self,
         sha256: &str,
+        range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, BlobError>>, BlobError> {
-        match self.store.get(&Path::from_iter([BLOBS, sha256])).await {
-            Ok(found) => Ok(found.into_stream().map_err(BlobError::from).boxed()),
-            Err(object_store::Error::NotFound { .. }) => Err(BlobError::Missing(sha256.to_owned())),
-            Err(error) => Err(error.into()),
-        }
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(range)),
+            ..GetOptions::default()
+        };
+        let found = self
+            .store
+            .get_opts(&Path::from_iter([BLOBS, sha256]), options)
+            .await;
+        let found = found.map_err(|error| missing(error, sha256))?;
+        Ok(found.into_stream().map_err(BlobError::from).boxed())
     }
 
     /// See [`super::Blobs::sweep`].
@@ -126,27 +142,62 @@ impl Bucket {
 impl Upload {
     /// Adds to it.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        let writer = self.writer.as_mut().ok_or_else(ended)?;
-        Ok(writer.write_all(bytes).await?)
+        if self.parts.is_none() && self.held.len() + bytes.len() <= PART {
+            self.held.extend_from_slice(bytes);
+            return Ok(());
+        }
+        if self.parts.is_none() {
+            self.parts = Some(begin_parts(self.store.clone(), self.aside.clone()).await?);
+        }
+        if let Some(parts) = &mut self.parts {
+            parts.wait_for_capacity(1).await?;
+            parts.write(&std::mem::take(&mut self.held));
+            parts.write(bytes);
+        }
+        Ok(())
     }
 
     /// Makes it the blob with this sum.
     pub async fn commit(mut self, sha256: &str) -> Result<(), BlobError> {
-        let mut writer = self.writer.take().ok_or_else(ended)?;
-        writer.shutdown().await?;
+        let (store, aside) = (self.store.clone(), self.aside.clone());
+        let (held, parts) = (std::mem::take(&mut self.held), self.parts.take());
         let place = Path::from_iter([BLOBS, sha256]);
-        self.store.copy(&self.aside, &place).await?;
-        // What stays behind is swept.
-        if let Err(error) = self.store.delete(&self.aside).await {
-            tracing::debug!(%error, "an upload stays behind its blob");
-        }
-        Ok(())
+        // To the end, whether or not somebody waits for it: half of it would leave parts behind.
+        let work = tokio::spawn(async move {
+            match parts {
+                // Aborts when it fails.
+                Some(parts) => parts.finish().await?,
+                None => store.put(&aside, held.into()).await?,
+            };
+            store.copy(&aside, &place).await?;
+            // What stays behind is swept.
+            if let Err(error) = store.delete(&aside).await {
+                tracing::debug!(%error, "an upload stays behind its blob");
+            }
+            Ok(())
+        });
+        work.await.map_err(std::io::Error::other)?
     }
 }
 
-/// What a commit, which ends an upload, leaves no way to see.
-fn ended() -> std::io::Error {
-    std::io::Error::other("the upload has ended")
+/// Asks the bucket to take parts, and aborts at once when nobody waits for the answer any more.
+async fn begin_parts(store: Arc<dyn ObjectStore>, aside: Path) -> Result<WriteMultipart, BlobError> {
+    let (give, take) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let begun = store.put_multipart(&aside).await;
+        let begun = begun.map(|upload| WriteMultipart::new_with_chunk_size(upload, PART));
+        if let Err(Ok(unwanted)) = give.send(begun) {
+            abort(unwanted).await;
+        }
+    });
+    Ok(take.await.map_err(std::io::Error::other)??)
+}
+
+fn missing(error: object_store::Error, sha256: &str) -> BlobError {
+    match error {
+        object_store::Error::NotFound { .. } => BlobError::Missing(sha256.to_owned()),
+        error => error.into(),
+    }
 }
 
 fn is_older(object: &ObjectMeta, age: Duration) -> bool {
@@ -158,16 +209,128 @@ fn is_older(object: &ObjectMeta, age: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::process::{Child, Command, Stdio};
+
     use object_store::memory::InMemory;
 
     use super::super::Blobs;
     use super::super::tests_of_every_place;
     use super::*;
 
-    /// The same store interface as S3's, within the process: no S3 runs in the tests.
+    /// The same store interface as S3's, within the process.
     #[tokio::test]
     async fn a_bucket_keeps_blobs() {
         let store = PrefixStore::new(InMemory::new(), "a/b");
         tests_of_every_place(&Blobs::Bucket(Bucket::of(Arc::new(store)))).await;
+    }
+
+    /// An S3 server (moto's) with an empty bucket.
+    struct S3 {
+        process: Child,
+        url: String,
+    }
+
+    impl Drop for S3 {
+        fn drop(&mut self) {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+
+    impl S3 {
+        async fn start(program: &std::ffi::OsStr) -> Self {
+            let port = TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap()
+                .port();
+            let mut command = Command::new(program);
+            command.args(["--host", "127.0.0.1", "--port", &port.to_string()]);
+            let process = command
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let url = format!("http://127.0.0.1:{port}");
+            let made = async || reqwest::Client::new().put(format!("{url}/files")).send().await;
+            let mut tries = 0;
+            while made().await.is_err() {
+                tries += 1;
+                assert!(tries < 300, "the S3 server does not answer");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            Self { process, url }
+        }
+
+        fn bucket(&self) -> Bucket {
+            let store = AmazonS3Builder::new()
+                .with_endpoint(&self.url)
+                .with_allow_http(true)
+                .with_region("us-east-1")
+                .with_access_key_id("key")
+                .with_secret_access_key("secret")
+                .with_bucket_name("files");
+            Bucket::of(Arc::new(PrefixStore::new(store.build().unwrap(), "a/b")))
+        }
+
+        /// How many uploads hold parts.
+        async fn unfinished(&self) -> usize {
+            let answer = reqwest::get(format!("{}/files?uploads", self.url)).await.unwrap();
+            answer.text().await.unwrap().matches("<UploadId>").count()
+        }
+
+        async fn comes_to(&self, unfinished: usize) {
+            let mut seen = self.unfinished().await;
+            for _ in 0..100 {
+                if seen == unfinished {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                seen = self.unfinished().await;
+            }
+            panic!("{seen} uploads hold parts, not {unfinished}");
+        }
+    }
+
+    /// `VIRTSHELL_S3_SERVER` is the program of the server; `make test-s3` knows it.
+    #[tokio::test]
+    async fn s3_keeps_blobs_and_no_parts_of_what_broke_off() {
+        let Some(program) = std::env::var_os("VIRTSHELL_S3_SERVER") else {
+            eprintln!("NOT RUN: VIRTSHELL_S3_SERVER names no program (make test-s3 does)");
+            return;
+        };
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let s3 = S3::start(&program).await;
+        tests_of_every_place(&Blobs::Bucket(s3.bucket())).await;
+        s3.comes_to(0).await;
+
+        // A client that goes away between two parts, and one that does while the bucket is asked to take parts.
+        let bucket = s3.bucket();
+        let mut upload = bucket.begin();
+        upload.write(&vec![1; 3 * PART]).await.unwrap();
+        s3.comes_to(1).await;
+        drop(upload);
+        s3.comes_to(0).await;
+        let (mut upload, two) = (bucket.begin(), vec![1; 2 * PART]);
+        let hasty = tokio::time::timeout(Duration::from_micros(10), upload.write(&two));
+        assert!(hasty.await.is_err(), "it takes longer than that to begin");
+        drop(upload);
+        s3.comes_to(0).await;
+
+        // A commit goes on without its caller.
+        let mut upload = bucket.begin();
+        upload.write(&vec![2; PART + 1]).await.unwrap();
+        let sum = "2".repeat(64);
+        let hasty = tokio::time::timeout(Duration::from_micros(10), upload.commit(&sum));
+        assert!(hasty.await.is_err(), "it takes longer than that to commit");
+        s3.comes_to(0).await;
+        let mut tries = 0;
+        while bucket.size(&sum).await.is_err() {
+            tries += 1;
+            assert!(tries < 100, "the blob never comes");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(bucket.size(&sum).await.unwrap(), PART as u64 + 1);
     }
 }

@@ -10,14 +10,15 @@
 //! commit always renames, even over the same content: that makes the blob young. The sweep first renames a blob aside and
 //! then looks at its age again, so a commit in between is never lost; several gateways may share the directory.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
 use futures::stream::{BoxStream, StreamExt};
 use tokio::fs::{self, File};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufWriter};
 
 use super::{BlobError, LONGEST_UPLOAD, is_sum};
 
@@ -67,21 +68,28 @@ impl Directory {
         })
     }
 
-    /// The content of a blob.
+    /// Bytes of a blob.
+    pub async fn size(&self, sha256: &str) -> Result<u64, BlobError> {
+        let found = fs::metadata(place(&self.root, sha256)).await;
+        found
+            .map(|blob| blob.len())
+            .map_err(|error| missing(error, sha256))
+    }
+
+    /// A part of the content of a blob.
     pub async fn read(
         &self,
         sha256: &str,
+        range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, BlobError>>, BlobError> {
-        let file = match File::open(place(&self.root, sha256)).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(BlobError::Missing(sha256.to_owned()));
-            }
-            opened => opened?,
-        };
-        let steps = futures::stream::try_unfold(file, |mut file| async move {
+        let file = File::open(place(&self.root, sha256)).await;
+        let mut file = file.map_err(|error| missing(error, sha256))?;
+        file.seek(SeekFrom::Start(range.start)).await?;
+        let part = file.take(range.end.saturating_sub(range.start));
+        let steps = futures::stream::try_unfold(part, |mut part| async move {
             let mut bytes = Vec::with_capacity(STEP);
-            (&mut file).take(STEP as u64).read_to_end(&mut bytes).await?;
-            Ok((!bytes.is_empty()).then(|| (Bytes::from(bytes), file)))
+            (&mut part).take(STEP as u64).read_to_end(&mut bytes).await?;
+            Ok((!bytes.is_empty()).then(|| (Bytes::from(bytes), part)))
         });
         Ok(steps.boxed())
     }
@@ -152,6 +160,13 @@ impl Upload {
         // Names are on the disk when their directories are.
         sync(shelf).await?;
         sync(&self.root).await
+    }
+}
+
+fn missing(error: std::io::Error, sha256: &str) -> BlobError {
+    match error.kind() {
+        ErrorKind::NotFound => BlobError::Missing(sha256.to_owned()),
+        _ => error.into(),
     }
 }
 

@@ -9,6 +9,7 @@ mod bucket;
 mod directory;
 mod intake;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -106,14 +107,23 @@ impl Blobs {
         Intake::new(self)
     }
 
-    /// The content of a blob.
+    /// Bytes of a blob.
+    pub async fn size(&self, sha256: &str) -> Result<u64, BlobError> {
+        match self {
+            Self::Directory(directory) => directory.size(sha256).await,
+            Self::Bucket(bucket) => bucket.size(sha256).await,
+        }
+    }
+
+    /// A part of the content of a blob, which is within its [`Self::size`] and not empty.
     pub async fn read(
         &self,
         sha256: &str,
+        range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, BlobError>>, BlobError> {
         match self {
-            Self::Directory(directory) => directory.read(sha256).await,
-            Self::Bucket(bucket) => bucket.read(sha256).await,
+            Self::Directory(directory) => directory.read(sha256, range).await,
+            Self::Bucket(bucket) => bucket.read(sha256, range).await,
         }
     }
 
@@ -169,13 +179,20 @@ async fn tests_of_every_place(blobs: &Blobs) {
         }
         intake.finish()
     };
-    let read = async |sum: &str| -> Option<Vec<u8>> {
-        let stream = match blobs.read(sum).await {
+    let read_part = async |sum: &str, range: Range<u64>| -> Option<Vec<u8>> {
+        let stream = match blobs.read(sum, range).await {
             Err(BlobError::Missing(_)) => return None,
             stream => stream.unwrap(),
         };
         let steps: Vec<Bytes> = stream.try_collect().await.unwrap();
         Some(steps.concat())
+    };
+    let read = async |sum: &str| match blobs.size(sum).await {
+        Err(BlobError::Missing(_)) => {
+            assert_eq!(read_part(sum, 0..1).await, None);
+            None
+        }
+        size => read_part(sum, 0..size.unwrap()).await,
     };
     let small = put(b's', intake::MAX_INLINE).await;
     assert_eq!(small.size, intake::MAX_INLINE as u64);
@@ -189,11 +206,25 @@ async fn tests_of_every_place(blobs: &Blobs) {
     assert_eq!(read(&sum).await, None, "nothing is there before it is kept");
     assert_eq!(large.keep().await.unwrap(), None);
     assert!(read(&sum).await.unwrap() == vec![b'l'; size]);
+    assert_eq!(blobs.size(&sum).await.unwrap(), size as u64);
+    let mut intake = blobs.intake();
+    let mixed: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    intake.write(&Bytes::from(mixed.clone())).await.unwrap();
+    let content = intake.finish();
+    let other = content.sha256.clone();
+    assert_eq!(content.keep().await.unwrap(), None);
+    for range in [0..1, 0..1_000_000, 999_999..1_000_000, 300_000..900_001] {
+        let part = &mixed[range.start as usize..range.end as usize];
+        assert!(
+            read_part(&other, range.clone()).await.unwrap() == part,
+            "{range:?}"
+        );
+    }
     // Again, and another that nobody keeps.
     put(b'l', size).await.keep().await.unwrap();
     drop(put(b'd', size).await);
 
-    let used = |name: &str| name == sum;
+    let used = |name: &str| name == sum || name == other;
     assert_eq!(blobs.sweep(GRACE, |_| false).await.unwrap(), 0, "it is young");
     assert_eq!(
         blobs.sweep(Duration::ZERO, used).await.unwrap(),
@@ -202,7 +233,7 @@ async fn tests_of_every_place(blobs: &Blobs) {
     );
     assert!(read(&sum).await.is_some());
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(blobs.sweep(Duration::ZERO, |_| false).await.unwrap(), 1);
+    assert_eq!(blobs.sweep(Duration::ZERO, |_| false).await.unwrap(), 2);
     assert_eq!(read(&sum).await, None);
     assert_eq!(blobs.sweep(Duration::ZERO, |_| false).await.unwrap(), 0);
 }

@@ -2,6 +2,7 @@
 //!
 //! Content of up to 64 KiB is in the File itself, the rest is a blob ([`crate::blobs`]) that the File names by its sum.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures::stream::{BoxStream, StreamExt};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 use virtshell_crds::file_ref::file_of;
 use virtshell_crds::{File, FileContent, FileSpec, names as derived};
 
@@ -50,6 +52,16 @@ pub struct FileChange {
 
 /// The bytes of a file.
 pub type Bytestream = BoxStream<'static, Result<Bytes, BlobError>>;
+
+/// The content of a file, about to be read.
+pub struct Stored {
+    /// SHA-256, in hexadecimal digits.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+    /// Absent when it is a blob.
+    here: Option<Bytes>,
+}
 
 impl Service {
     /// The file that a URI names, by uuid, `folder/name` or a name that only one folder has, if the caller may do this with
@@ -193,18 +205,48 @@ impl Service {
 
     /// What is in a file.
     pub async fn content(&self, file: &File) -> Result<Bytestream, ServiceError> {
-        let name = file.full_name();
+        let stored = self.stored(file).await?;
+        let all = 0..stored.size;
+        self.read(stored, all).await
+    }
+
+    /// Where the content of a file is, and how much.
+    pub async fn stored(&self, file: &File) -> Result<Stored, ServiceError> {
         if let Some(blob) = &file.spec.content.blob {
-            return self.blobs.read(blob).await.map_err(|error| unusable(&error));
+            let size = self.blobs.size(blob).await.map_err(|error| unusable(&error))?;
+            return Ok(Stored {
+                sha256: blob.clone(),
+                size,
+                here: None,
+            });
         }
         // The cache does not keep it.
+        let name = file.full_name();
         let whole = self.store.files.whole(object_name(file)).await;
         let whole = whole.map_err(|error| ServiceError::of_write(error, Kind::File, &name))?;
         let text = whole.spec.content.inline.unwrap_or_default();
         let bytes = STANDARD
             .decode(text)
             .map_err(|_| ServiceError::Internal(format!("the content of file {name} is not base64")))?;
-        Ok(futures::stream::once(async { Ok(Bytes::from(bytes)) }).boxed())
+        Ok(Stored {
+            sha256: hex::encode(Sha256::digest(&bytes)),
+            size: bytes.len() as u64,
+            here: Some(Bytes::from(bytes)),
+        })
+    }
+
+    /// A part of what is stored, within its size.
+    pub async fn read(&self, stored: Stored, range: Range<u64>) -> Result<Bytestream, ServiceError> {
+        match stored.here {
+            None => {
+                let part = self.blobs.read(&stored.sha256, range).await;
+                part.map_err(|error| unusable(&error))
+            }
+            Some(bytes) => {
+                let part = bytes.slice(range.start as usize..range.end as usize);
+                Ok(futures::stream::once(async { Ok(part) }).boxed())
+            }
+        }
     }
 
     /// Removes blobs that no File names, again and again.

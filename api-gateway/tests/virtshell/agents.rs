@@ -113,3 +113,85 @@ fn an_agent_gets_what_its_account_may_get() {
         }
     });
 }
+
+#[test]
+fn a_download_goes_on_where_it_ended() {
+    row(async |w| {
+        account(w, "agent", true).await;
+        let agent = token(w, "agent", Some(GATEWAY_AUDIENCE)).await;
+        let large: String = (0..500_000_u32)
+            .map(|n| char::from(b'a' + (n % 23) as u8))
+            .collect();
+        let form = Request::new("POST", "B1/files").form(&[("file", Some("large"), &large)]);
+        w.send(&form).is(201, &json!({}));
+        let ask = |name: &str, headers: &[(&'static str, &str)]| {
+            let path = format!(
+                "/agents/v1/namespaces/{}/files/{}/content",
+                w.namespace,
+                object_name(name)
+            );
+            let bearer = format!("Bearer {agent}");
+            let request = Request::new("GET", "")
+                .unsigned()
+                .header("Authorization", &bearer);
+            let request = headers
+                .iter()
+                .fold(request, |request, (name, value)| request.header(name, value));
+            w.send_raw(&path, &request)
+        };
+        w.until("the role is seen", || ask("large", &[]).status == 200)
+            .await;
+
+        let small = "content of my.cnf\n";
+        for (name, content) in [("large", large.as_str()), ("mysql_configuration/my.cnf", small)] {
+            let size = content.len();
+            let whole = ask(name, &[]);
+            assert!(whole.status == 200 && whole.body == content.as_bytes());
+            let tag = whole.headers["etag"].clone();
+            assert_eq!(whole.headers["content-length"], size.to_string());
+            assert_eq!(whole.headers["accept-ranges"], "bytes");
+            for (rule, headers, status, part) in [
+                (
+                    "the rest",
+                    vec![("Range", "bytes=10-"), ("If-Range", &tag)],
+                    206,
+                    10..size,
+                ),
+                ("a part", vec![("Range", "bytes=3-7")], 206, 3..8),
+                ("the end", vec![("Range", "bytes=-4")], 206, size - 4..size),
+                (
+                    "of other content",
+                    vec![("Range", "bytes=10-"), ("If-Range", "\"0\"")],
+                    200,
+                    0..size,
+                ),
+                ("several parts", vec![("Range", "bytes=0-1,4-5")], 200, 0..size),
+                ("beyond", vec![("Range", "bytes=500000-")], 416, 0..0),
+            ] {
+                let reply = ask(name, &headers);
+                let range = match status {
+                    206 => Some(format!("bytes {}-{}/{size}", part.start, part.end - 1)),
+                    416 => Some(format!("bytes */{size}")),
+                    _ => None,
+                };
+                assert_eq!(reply.status, status, "{name}: {rule}");
+                assert!(reply.body == content.as_bytes()[part.clone()], "{name}: {rule}");
+                assert_eq!(
+                    reply.headers["content-length"],
+                    part.len().to_string(),
+                    "{name}: {rule}"
+                );
+                assert_eq!(reply.headers["etag"], tag, "{name}: {rule}");
+                assert_eq!(
+                    reply.headers.get("content-range"),
+                    range.as_ref(),
+                    "{name}: {rule}"
+                );
+            }
+        }
+        assert_ne!(
+            ask("large", &[]).headers["etag"],
+            ask("mysql_configuration/my.cnf", &[]).headers["etag"]
+        );
+    });
+}

@@ -7,9 +7,13 @@
 //! The caller shows a token of its own service account that was made for the gateway (audience
 //! [`GATEWAY_AUDIENCE`]): the API server says whose it is, and whether that account may `get` the File. Whoever may read a
 //! small file in the File object itself may read a large one here, and nobody else.
+//!
+//! A download that broke off goes on where it ended ([`ranges`]): the entity tag is the SHA-256 of the content.
+
+mod ranges;
 
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use futures::future::BoxFuture;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, UserInfo};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
@@ -17,6 +21,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use virtshell_crds::{GATEWAY_AUDIENCE, GROUP};
 
+use self::ranges::Part;
 use super::{Dialect, Trace};
 use crate::service::{Service, ServiceError};
 
@@ -83,11 +88,38 @@ impl Agents {
         let stale = |stale: crate::store::Stale| Refusal::Failed(stale.to_string());
         store.health().map_err(stale)?;
         let file = store.files.by_object_name(name).ok_or(Refusal::NotFound)?;
-        let content = self.service.content(&file).await.map_err(failed)?;
-        let mut response = Response::new(Body::from_stream(content));
-        let kind = HeaderValue::from_static("application/octet-stream");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        Ok(response)
+        let stored = self.service.stored(&file).await.map_err(failed)?;
+        let (size, tag) = (stored.size, format!("\"{}\"", stored.sha256));
+        let (status, range, within) = match ranges::part(headers, size, &tag) {
+            Part::Whole => (StatusCode::OK, 0..size, None),
+            Part::Bytes(range) => {
+                let within = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                (StatusCode::PARTIAL_CONTENT, range, Some(within))
+            }
+            Part::Beyond => (
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                0..0,
+                Some(format!("bytes */{size}")),
+            ),
+        };
+        let length = range.end - range.start;
+        let body = if range.is_empty() {
+            Body::empty()
+        } else {
+            Body::from_stream(self.service.read(stored, range).await.map_err(failed)?)
+        };
+        let mut response = Response::builder()
+            .status(status)
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_LENGTH, length)
+            .header(header::ACCEPT_RANGES, "bytes")
+            .header(header::ETAG, tag);
+        if let Some(within) = within {
+            response = response.header(header::CONTENT_RANGE, within);
+        }
+        response
+            .body(body)
+            .map_err(|error| Refusal::Failed(error.to_string()))
     }
 
     /// `metadata.name` of the file that a path names, if it is one of our namespace.
