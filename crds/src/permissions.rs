@@ -1,10 +1,10 @@
-//! Unix-style permissions: what a string says, and whom it lets do what. Pure.
+//! Unix-style permissions: what a string says, whom it lets do what, and who is in a group. Pure.
 //!
 //! Inside a triplet the letters decide, not their position: `xwr` and `rwx` are the same.
 
 use std::collections::BTreeSet;
 
-use crate::words;
+use crate::{Group, User, words};
 
 /// What one class of users may do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,9 +129,88 @@ pub fn allows(object: &Guarded<'_>, subject: Subject<'_>, right: Right) -> bool 
     }
 }
 
+/// Whether a user is in a group: the group names the user, or the user the group.
+#[must_use]
+pub fn is_member(user: &User, group: &Group) -> bool {
+    let named = group.spec.users.iter().any(|name| is_meant(user, name));
+    named || user.spec.groups.iter().any(|name| name == name_of_group(group))
+}
+
+/// Whether a group means this user by an entry of its users: a name or a uid.
+#[must_use]
+pub fn is_meant(user: &User, entry: &str) -> bool {
+    let name = user
+        .spec
+        .display_name
+        .as_deref()
+        .or(user.metadata.name.as_deref());
+    name == Some(entry) || user.metadata.uid.as_deref() == Some(entry)
+}
+
+/// Names of the groups of a user: those it names, in its order, then those of `groups` that it is in besides.
+#[must_use]
+pub fn groups_of<'a>(user: &User, groups: impl IntoIterator<Item = &'a Group>) -> Vec<String> {
+    let mut names = user.spec.groups.clone();
+    for group in groups.into_iter().filter(|group| is_member(user, group)) {
+        let name = name_of_group(group);
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+fn name_of_group(group: &Group) -> &str {
+    let name = group
+        .spec
+        .display_name
+        .as_deref()
+        .or(group.metadata.name.as_deref());
+    name.unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn user(spec: &Value) -> User {
+        serde_json::from_value(json!({
+            "apiVersion": crate::API_VERSION, "kind": "User", "metadata": {"name": "ann-x", "uid": "ann-uid"}, "spec": spec,
+        }))
+        .unwrap()
+    }
+
+    fn group(name: &str, users: &[&str]) -> Group {
+        serde_json::from_value(json!({
+            "apiVersion": crate::API_VERSION, "kind": "Group", "metadata": {"name": format!("{name}-x")},
+            "spec": {"displayName": name, "users": users},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn either_side_may_name_the_other() {
+        let user = user(&json!({"displayName": "ann", "groups": ["own", "unknown"]}));
+        for (rule, group, expected) in [
+            ("by name", group("g", &["bob", "ann"]), true),
+            ("by uid", group("g", &["ann-uid"]), true),
+            ("metadata.name is another name", group("g", &["ann-x"]), false),
+            ("others", group("g", &["bob"]), false),
+            ("the user names it", group("own", &[]), true),
+            ("both", group("own", &["ann"]), true),
+        ] {
+            assert_eq!(is_member(&user, &group), expected, "{rule}");
+        }
+        let all = [
+            group("z", &["ann"]),
+            group("own", &["ann"]),
+            group("a", &["ann-uid"]),
+            group("b", &[]),
+        ];
+        assert_eq!(groups_of(&user, &all), ["own", "unknown", "z", "a"]);
+    }
 
     #[test]
     fn the_default_string_is_everything() {

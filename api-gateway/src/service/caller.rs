@@ -1,9 +1,10 @@
 //! On whose behalf a request is made.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use virtshell_crds::permissions::Subject;
-use virtshell_crds::{User, UserType};
+use virtshell_crds::permissions::{self, Subject};
+use virtshell_crds::{Group, User, UserType};
 
 use super::error::uid;
 use crate::store::{Cached, Store, by};
@@ -80,12 +81,13 @@ impl Caller {
 /// Names of the groups of a user: those it names, in its order, then those that name it.
 #[must_use]
 pub fn groups_of(user: &User, store: &Store) -> Vec<String> {
-    let mut groups = user.spec.groups.clone();
-    for group in store.groups.by_key(by::MEMBER, user.wire_name()) {
-        let name = group.wire_name().to_owned();
-        if !groups.contains(&name) {
-            groups.push(name);
-        }
-    }
+    permissions::groups_of(user, groups_naming(user, store).iter().map(AsRef::as_ref))
+}
+
+/// The groups that name a user, by name or uid.
+pub(super) fn groups_naming(user: &User, store: &Store) -> Vec<Arc<Group>> {
+    let by = |name| store.groups.by_key(by::MEMBER, name);
+    let mut groups = by(user.wire_name());
+    groups.extend(by(uid(user)));
     groups
 }

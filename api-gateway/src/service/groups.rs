@@ -91,12 +91,13 @@ impl Service {
     /// Members of a group by name: the users it names and those that name it; with the uid of those that exist.
     #[must_use]
     pub fn members(&self, group: &Group) -> BTreeMap<String, Option<String>> {
-        let named = group
-            .spec
-            .users
-            .iter()
-            .map(|name| (name.clone(), self.store().users.by_wire_name(name)));
-        let naming = self.store().users.by_key(by::MEMBER, group.wire_name());
+        let users = &self.store().users;
+        let named = group.spec.users.iter().map(|entry| {
+            let user = users.by_wire_name(entry).or_else(|| users.by_uid(entry));
+            let name = user.as_ref().map_or(entry.as_str(), |user| user.wire_name());
+            (name.to_owned(), user)
+        });
+        let naming = users.by_key(by::MEMBER, group.wire_name());
         let naming = naming
             .into_iter()
             .map(|user| (user.wire_name().to_owned(), Some(user)));

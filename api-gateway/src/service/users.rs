@@ -11,8 +11,10 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 use virtshell_crds::names::object_name_candidate;
+use virtshell_crds::permissions::is_meant;
 use virtshell_crds::{API_VERSION, Group, LABEL_CREDENTIALS, User, UserSpec, UserType};
 
+use super::caller::groups_naming;
 use super::error::{object_name, uid};
 use super::objects::{Decision, forbidden, keeps_name, put, set};
 use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
@@ -189,13 +191,12 @@ impl Service {
         user: &User,
         stay: &[String],
     ) -> Result<(), ServiceError> {
-        let name = user.wire_name();
-        for group in self.store().groups.by_key(by::MEMBER, name) {
+        for group in groups_naming(user, self.store()) {
             if stay.iter().any(|g| *g == group.wire_name()) {
                 continue;
             }
             self.change(caller, &group, Decision::RestsOnRead, |group| {
-                group.spec.users.retain(|user| *user != name);
+                group.spec.users.retain(|entry| !is_meant(user, entry));
                 Ok(())
             })
             .await?;

@@ -216,19 +216,27 @@ fn groups_that_name_a_user_are_its_groups_until_it_leaves() {
         use virtshell_crds::names::object_name;
         let groups: Api<Group> = w.api();
         let name = object_name("web_development_team");
-        let patch = Patch::Merge(json!({"spec": {"users": ["virtshell", "other"]}}));
-        groups
-            .patch(&name, &PatchParams::default(), &patch)
-            .await
-            .unwrap();
-        w.until("it is a member", || {
-            w.get("B1/users/virtshell").json()["groups"] == json!([{"name": "web_development_team"}])
-        })
-        .await;
-        w.put("B1/users/virtshell", &json!({"groups": ["production"]}))
-            .ok("update");
-        w.get("B1/users/virtshell")
-            .is(200, &json!({"groups": [{"name": "production"}]}));
-        assert_eq!(groups.get(&name).await.unwrap().spec.users, ["other"]);
+        let uuid = w.get("B1/users/virtshell").json()["uuid"].clone();
+        // A group names its users by name; with kubectl also by uid.
+        for entry in [json!("virtshell"), uuid.clone()] {
+            w.put("B1/users/virtshell", &json!({"groups": []})).ok("update");
+            let patch = Patch::Merge(json!({"spec": {"users": [entry, "other"]}}));
+            groups
+                .patch(&name, &PatchParams::default(), &patch)
+                .await
+                .unwrap();
+            w.until("it is a member", || {
+                w.get("B1/users/virtshell").json()["groups"] == json!([{"name": "web_development_team"}])
+            })
+            .await;
+            let shown = w.get("B1/groups/web_development_team").json();
+            let member = json!({"username": "virtshell", "id": uuid});
+            assert!(shown["users"].as_array().unwrap().contains(&member), "{shown}");
+            w.put("B1/users/virtshell", &json!({"groups": ["production"]}))
+                .ok("update");
+            w.get("B1/users/virtshell")
+                .is(200, &json!({"groups": [{"name": "production"}]}));
+            assert_eq!(groups.get(&name).await.unwrap().spec.users, ["other"]);
+        }
     });
 }

@@ -12,13 +12,12 @@ use reqwest::Url;
 use virtshell_crds::file_ref::{FileUrl, file_of};
 use virtshell_crds::instance::ResolvedImage;
 use virtshell_crds::names::{is_uuid, object_name};
-use virtshell_crds::permissions::{Guarded, Right, Subject, allows};
+use virtshell_crds::permissions::{Guarded, Right, Subject, allows, groups_of};
 use virtshell_crds::{File, Image, Instance, UserType};
 
 use super::accept::Refusal;
 use super::cache::Cached;
 use super::context::Context;
-use super::user::is_member;
 
 /// What the REST API's documentation writes for the gateway's address; some clients send it as it is.
 const PLACEHOLDER: &str = "<host>:<port>";
@@ -201,13 +200,11 @@ pub fn look_up<'a>(
         let Some(user) = ctx.users.find(namespace, owner) else {
             continue;
         };
-        let mut groups: BTreeSet<String> = user.spec.groups.iter().cloned().collect();
-        let naming = ctx
-            .groups
-            .all()
+        let mut groups = ctx.groups.all();
+        groups.retain(|group| group.namespace().as_deref() == Some(namespace));
+        let groups = groups_of(&user, groups.iter().map(AsRef::as_ref))
             .into_iter()
-            .filter(|group| group.namespace().as_deref() == Some(namespace) && is_member(&user, group));
-        groups.extend(naming.map(|group| group.wire_name().to_owned()));
+            .collect();
         let is_system = user.spec.type_ == UserType::System;
         stored
             .readers

@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use kube::api::{Api, PostParams};
 use serde_json::json;
 use virtshell_crds::group::GroupMember;
+use virtshell_crds::permissions::{is_meant, is_member};
 use virtshell_crds::{Group, LABEL_CREDENTIALS, MANAGER_CONTROLLER, User};
 
 use super::cache::{Cached, ObjectKey};
@@ -167,17 +168,6 @@ pub async fn reconcile_group(ctx: &Context, key: &ObjectKey) -> Result<(), Error
         ctx.metrics.wrote("Group");
     }
     Ok(())
-}
-
-/// Whether the group names the user, by name or uid, or the user the group.
-#[must_use]
-pub fn is_member(user: &User, group: &Group) -> bool {
-    let named = group.spec.users.iter().any(|name| is_meant(user, name));
-    named || user.spec.groups.iter().any(|name| name == group.wire_name())
-}
-
-fn is_meant(user: &User, name: &str) -> bool {
-    user.wire_name() == name || user.metadata.uid.as_deref() == Some(name)
 }
 
 /// The members of a group, sorted by name.
