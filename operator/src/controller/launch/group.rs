@@ -86,6 +86,35 @@ pub fn spec_for(parent: &Instance, n: i32) -> InstanceSpec {
     spec
 }
 
+/// Whether an Instance is a child of this parent.
+#[must_use]
+pub fn is_child(instance: &Instance, parent: &Instance) -> bool {
+    parent_of(instance).is_some_and(|owner| Some(&owner.uid) == parent.metadata.uid.as_ref())
+}
+
+/// What an Instance that has the name of a child already means for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It is the child: an earlier look made it.
+    Child,
+    /// It was renamed and has the object's name only: the next candidate is free of it.
+    Renamed,
+    /// The name is another's.
+    Taken,
+}
+
+/// What the Instance that is `there` instead of `child` is.
+#[must_use]
+pub fn found(there: &Instance, child: &Instance, parent: &Instance) -> Found {
+    if is_child(there, parent) {
+        Found::Child
+    } else if there.wire_name() == child.wire_name() {
+        Found::Taken
+    } else {
+        Found::Renamed
+    }
+}
+
 /// What the children of a group are together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
@@ -138,6 +167,9 @@ pub fn group<'a>(launch: Launch, children: impl IntoIterator<Item = &'a Instance
     }
 }
 
+#[cfg(test)]
+#[path = "children_tests.rs"]
+mod children_tests;
 #[cfg(test)]
 #[path = "group_tests.rs"]
 mod tests;

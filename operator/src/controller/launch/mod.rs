@@ -24,7 +24,7 @@ use super::events::Level;
 use super::instance::patch_instance;
 use super::write::{self, Error};
 use crate::status::differs;
-use group::Group;
+use group::{Found, Group};
 
 /// Names that are tried for a child; more than one is taken only where objects were renamed.
 const CANDIDATES: u32 = 4;
@@ -209,7 +209,7 @@ async fn create(
         let namesakes = ctx
             .instances
             .namesakes(&parent.namespace().unwrap_or_default(), &wire);
-        if namesakes.iter().any(|other| !is_child(other, &parent)) {
+        if namesakes.iter().any(|other| !group::is_child(other, &parent)) {
             return Ok(Err(taken(&wire)));
         }
     }
@@ -237,10 +237,6 @@ fn taken(wire: &str) -> Refusal {
     }
 }
 
-fn is_child(instance: &Instance, parent: &Instance) -> bool {
-    group::parent_of(instance).is_some_and(|owner| Some(&owner.uid) == parent.metadata.uid.as_ref())
-}
-
 /// Makes one child and returns its name; `None` when an Instance of that name is another's.
 async fn create_child(ctx: &Context, parent: &Instance, n: i32) -> Result<Option<String>, Error> {
     let api = api(ctx, parent);
@@ -256,12 +252,10 @@ async fn create_child(ctx: &Context, parent: &Instance, n: i32) -> Result<Option
             }
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
                 let there = api.get(&name).await.map_err(Error::api(doing()))?;
-                if is_child(&there, parent) {
-                    return Ok(Some(name));
-                }
-                // One that was renamed has the object's name only: the next candidate is free of it.
-                if there.wire_name() == child.wire_name() {
-                    return Ok(None);
+                match group::found(&there, &child, parent) {
+                    Found::Child => return Ok(Some(name)),
+                    Found::Renamed => {}
+                    Found::Taken => return Ok(None),
                 }
             }
             Err(error) => return Err(Error::api(doing())(error)),
