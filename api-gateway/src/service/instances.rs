@@ -1,6 +1,6 @@
 //! Virtual machines and containers: create, change, delete.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use virtshell_crds::instance::{DeclaredAddresses, Permissions, Tag};
@@ -14,7 +14,7 @@ use super::effective::Effective;
 use super::error::uid;
 use super::objects::{Decision, Ownership, checked_permissions, forbidden, keeps_name, permit, set};
 use super::tasks::{Work, new_task_name};
-use super::{Caller, Field, Kind, Managed, Service, ServiceError, Verb, names, placement};
+use super::{Caller, Field, Kind, Managed, Service, ServiceError, Verb, dependencies, names, placement};
 use crate::store::Cached;
 
 /// Variables for the executor.
@@ -94,7 +94,7 @@ impl Service {
         };
         apply(&wanted, &mut spec);
         let driver = self.resolved_driver(caller, &mut spec, provisioner.as_deref())?;
-        self.check_dependencies(caller, provisioner.as_deref())?;
+        self.check_dependencies(caller, provisioner.as_ref())?;
         self.check_children(name, &spec, provisioner.as_deref())?;
         let hosts = self.eligible_hosts(&environment);
         let host_type = spec.host_type.unwrap_or_default();
@@ -275,39 +275,16 @@ impl Service {
     fn check_dependencies(
         &self,
         caller: &Caller,
-        provisioner: Option<&Provisioner>,
+        provisioner: Option<&Arc<Provisioner>>,
     ) -> Result<(), ServiceError> {
         let Some(provisioner) = provisioner else {
             return Ok(());
         };
-        let mut done = BTreeSet::new();
-        self.walk_dependencies(caller, provisioner, &mut Vec::new(), &mut done)
-    }
-
-    fn walk_dependencies(
-        &self,
-        caller: &Caller,
-        provisioner: &Provisioner,
-        path: &mut Vec<String>,
-        done: &mut BTreeSet<String>,
-    ) -> Result<(), ServiceError> {
-        let id = uid(provisioner).to_owned();
-        if path.contains(&id) {
-            let reason = format!("provisioner {} depends on itself", provisioner.wire_name());
-            return Err(ServiceError::invalid(Field::Depends, reason));
-        }
-        if done.contains(&id) {
-            return Ok(());
-        }
-        path.push(id.clone());
-        for dependency in &provisioner.spec.depends {
-            let needed = self.reference::<Provisioner>(&dependency.provisioner)?;
+        dependencies::walk(provisioner, |name| {
+            let needed = self.reference::<Provisioner>(name)?;
             permit(caller, Verb::Use, needed.as_ref())?;
-            self.walk_dependencies(caller, &needed, path, done)?;
-        }
-        path.pop();
-        done.insert(id);
-        Ok(())
+            Ok(needed)
+        })
     }
 
     /// The names that a launch will give its instances are valid and free.

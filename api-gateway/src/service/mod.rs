@@ -7,6 +7,7 @@
 
 mod caller;
 mod clones;
+mod dependencies;
 pub mod effective;
 pub mod environments;
 mod error;

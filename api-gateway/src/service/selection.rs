@@ -1,12 +1,12 @@
 //! Which instances a request means by names, patterns, tags and addresses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use virtshell_crds::{Instance, Provisioner, resolve};
 
 use super::objects::{may, permit};
-use super::{Caller, Kind, Service, ServiceError, Verb, is_uuid};
+use super::{Caller, Kind, Service, ServiceError, Verb};
 
 /// One way to mean instances.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,22 @@ pub enum Selector {
     Address(String),
 }
 
+/// What is looked for among all instances: one pass, however many selectors a request has.
+#[derive(Default)]
+struct Search<'a> {
+    /// With stars.
+    patterns: Vec<&'a str>,
+    tags: HashSet<&'a str>,
+    /// In lower case.
+    addresses: HashSet<String>,
+}
+
+impl Search<'_> {
+    fn is_empty(&self) -> bool {
+        self.patterns.is_empty() && self.tags.is_empty() && self.addresses.is_empty()
+    }
+}
+
 impl Service {
     /// The union of what the selectors mean, without doubles, by name.
     ///
@@ -33,32 +49,36 @@ impl Service {
         selectors: &[Selector],
     ) -> Result<Vec<Arc<Instance>>, ServiceError> {
         let mut union: BTreeMap<String, Arc<Instance>> = BTreeMap::new();
-        let mut everybody: Option<Vec<Arc<Instance>>> = None;
+        let mut add = |instance: Arc<Instance>| union.insert(instance.wire_name().to_owned(), instance);
+        let mut search = Search::default();
         for selector in selectors {
-            let selected = match selector {
-                Selector::Name(name) => self.select_named(caller, verb, name)?,
-                Selector::Matching(patterns) if patterns.iter().all(|pattern| !pattern.contains('*')) => {
-                    patterns
-                        .iter()
-                        .filter_map(|name| self.store().instances.by_wire_name(name))
-                        .filter(|instance| {
-                            !self.is_launch_parent(instance) && may(caller, verb, Some(instance.as_ref()))
-                        })
-                        .collect()
+            match selector {
+                Selector::Name(name) => {
+                    self.select_named(caller, verb, name)?
+                        .into_iter()
+                        .for_each(|instance| drop(add(instance)));
                 }
-                Selector::Matching(_) | Selector::Tag(_) | Selector::Address(_) => {
-                    let all = everybody.get_or_insert_with(|| self.candidates(caller, verb));
-                    all.iter()
-                        .filter(|instance| self.fits(selector, instance))
-                        .cloned()
-                        .collect()
+                Selector::Matching(patterns) => {
+                    for pattern in patterns {
+                        if pattern.contains('*') {
+                            search.patterns.push(pattern);
+                        } else if let Some(instance) = self.store().instances.by_wire_name(pattern)
+                            && self.is_candidate(caller, verb, &instance)
+                        {
+                            add(instance);
+                        }
+                    }
                 }
-            };
-            union.extend(
-                selected
-                    .into_iter()
-                    .map(|instance| (instance.wire_name().to_owned(), instance)),
-            );
+                Selector::Tag(tag) => drop(search.tags.insert(tag)),
+                Selector::Address(address) => drop(search.addresses.insert(address.to_ascii_lowercase())),
+            }
+        }
+        if !search.is_empty() {
+            for instance in self.store().instances.list() {
+                if self.is_candidate(caller, verb, &instance) && self.fits(&search, &instance) {
+                    add(instance);
+                }
+            }
         }
         if union.is_empty() {
             return Err(ServiceError::NotFound {
@@ -87,23 +107,20 @@ impl Service {
         Ok(children)
     }
 
-    fn candidates(&self, caller: &Caller, verb: Verb) -> Vec<Arc<Instance>> {
-        let mut instances = self.store().instances.list();
-        instances.retain(|instance| {
-            may(caller, verb, Some(instance.as_ref())) && !self.is_launch_parent(instance)
-        });
-        instances
+    /// Whether an instance that nobody named counts.
+    fn is_candidate(&self, caller: &Caller, verb: Verb, instance: &Instance) -> bool {
+        may(caller, verb, Some(instance)) && !self.is_launch_parent(instance)
     }
 
-    fn fits(&self, selector: &Selector, instance: &Instance) -> bool {
-        match selector {
-            Selector::Name(name) => *name == instance.wire_name() || is_uuid(name),
-            Selector::Matching(patterns) => patterns
-                .iter()
-                .any(|pattern| matches(pattern, instance.wire_name())),
-            Selector::Tag(tag) => self.tags(instance).iter().any(|t| t == tag),
-            Selector::Address(address) => has_address(instance, address),
-        }
+    fn fits(&self, search: &Search<'_>, instance: &Instance) -> bool {
+        let name = instance.wire_name();
+        search.patterns.iter().any(|pattern| matches(pattern, name))
+            || (!search.tags.is_empty()
+                && self
+                    .tags(instance)
+                    .iter()
+                    .any(|tag| search.tags.contains(tag.as_str())))
+            || (!search.addresses.is_empty() && has_address(instance, &search.addresses))
     }
 
     /// Tags of an instance: its own and its provisioner's.
@@ -125,7 +142,7 @@ impl Service {
     }
 }
 
-fn has_address(instance: &Instance, address: &str) -> bool {
+fn has_address(instance: &Instance, wanted: &HashSet<String>) -> bool {
     let declared = instance.spec.addresses.iter().flat_map(|a| [&a.ipv4, &a.ipv6]);
     let observed = instance
         .status
@@ -134,7 +151,7 @@ fn has_address(instance: &Instance, address: &str) -> bool {
         .flat_map(|a| a.ipv4.iter().chain(&a.ipv6));
     declared
         .chain(observed)
-        .any(|known| known.eq_ignore_ascii_case(address))
+        .any(|known| wanted.contains(&known.to_ascii_lowercase()))
 }
 
 fn describe(selectors: &[Selector]) -> String {

@@ -171,6 +171,9 @@ impl VirtShell {
         } = found;
         let boundary = upload::boundary(&parts.headers).filter(|_| route.input.may_be_a_form());
         let (body, upload) = if let Some(boundary) = boundary {
+            if announced_length(&parts.headers).is_some_and(|length| length > self.limits.max_upload) {
+                return Err(Rejection::BadBody("it is too large"));
+            }
             let md5 = self.announced_sum(&parts.headers, true)?;
             (
                 Map::new(),
@@ -311,12 +314,14 @@ impl Target {
     }
 }
 
+/// How long the body will be, where the client says so.
+fn announced_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Rejection> {
     const TOO_LARGE: Rejection = Rejection::BadBody("it must have at most 1 MiB");
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > MAX_BODY as u64) {
+    if announced_length(headers).is_some_and(|length| length > MAX_BODY as u64) {
         return Err(TOO_LARGE);
     }
     match tokio::time::timeout(BODY_PATIENCE, Limited::new(body, MAX_BODY).collect()).await {

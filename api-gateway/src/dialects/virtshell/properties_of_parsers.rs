@@ -2,8 +2,11 @@
 //! holds what they promise.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::{Body, Bytes};
+use futures::StreamExt as _;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use serde_json::{Map, Value, json};
@@ -27,6 +30,7 @@ fn value() -> impl Strategy<Value = Value> {
         any::<String>(),
         "[a-z_]{0,4}(\\[[0-9]{0,5}[:-]?[0-9]{0,22}\\]|\\*|\\]|\\[){0,4}[a-z]{0,3}",
         "[0-9]{0,22}[-:]?[0-9]{0,22}",
+        "[a-z]{0,600}(\\[[0-9]{1,3}[:-][0-9]{3}\\]){1,2}",
     ];
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -76,11 +80,16 @@ proptest! {
         let body = body(&[("instances", instances), ("tags", tags)]);
         let read = selector::read(Fields::of(&body));
         is_answered(&read)?;
-        for selector in read.into_iter().flatten() {
-            if let Selector::Matching(patterns) = selector {
-                prop_assert!(patterns.len() <= 1000 && patterns.iter().all(|p| !p.contains(['[', ']'])));
-            }
-        }
+        // All that the patterns of a request stand for, however many patterns there are and however long.
+        let names: Vec<String> = read
+            .into_iter()
+            .flatten()
+            .filter_map(|selector| if let Selector::Matching(names) = selector { Some(names) } else { None })
+            .flatten()
+            .collect();
+        prop_assert!(names.iter().all(|name| !name.contains(['[', ']'])));
+        prop_assert!(names.len() <= 1000);
+        prop_assert!(names.iter().map(String::len).sum::<usize>() <= 1000 * (255 + 128));
     }
 
     #[test]
@@ -204,13 +213,54 @@ proptest! {
     }
 }
 
+#[test]
+fn a_part_that_does_not_begin_is_not_read_to_its_end() {
+    let content_of = |head: &str, more: &str| {
+        let mut bytes = head.as_bytes().to_vec();
+        bytes.extend(more.as_bytes().repeat(1 << 20));
+        bytes
+    };
+    for (head, more) in [
+        ("", "x"),
+        ("--b0und4ry", " "),
+        ("--b0und4ry\r\nX-Header: ", "x"),
+        (
+            "--b0und4ry\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\nb\r\n--b0und4ry\r\nX: ",
+            "x",
+        ),
+    ] {
+        for step in [256, 4096] {
+            let bytes = content_of(head, more);
+            let taken = Arc::new(AtomicUsize::new(0));
+            let read = read_counted(&bytes, step, 1 << 30, &taken);
+            let refusal = Rejection::BadBody("a part of it does not begin within 16 KiB");
+            assert_eq!(read.err(), Some(refusal), "{head}");
+            // Nor held, then.
+            assert!(taken.load(Ordering::Relaxed) <= 17 * 1024 + 2 * step, "{head}");
+        }
+    }
+    // The piece that a head comes in may be as large as it likes.
+    let file = "--b0und4ry\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n";
+    let mut bytes = format!("{file}b\r\n").repeat(8).into_bytes();
+    bytes.extend(format!("{file}{}\r\n--b0und4ry--", "x".repeat(8000)).bytes());
+    bytes.extend(vec![b'x'; 1 << 20]);
+    assert!(read_form(&bytes, bytes.len(), 1 << 30).is_ok());
+}
+
 /// Reads a form that comes in steps of this size.
 fn read_form(bytes: &[u8], step: usize, limit: u64) -> Result<Form, Rejection> {
-    let steps: Vec<Result<Bytes, Infallible>> = bytes
-        .chunks(step)
-        .map(|s| Ok(Bytes::copy_from_slice(s)))
-        .collect();
-    let body = Body::from_stream(futures::stream::iter(steps));
+    read_counted(bytes, step, limit, &Arc::default())
+}
+
+/// The same; `taken` counts how much of it was asked for.
+fn read_counted(bytes: &[u8], step: usize, limit: u64, taken: &Arc<AtomicUsize>) -> Result<Form, Rejection> {
+    let taken = taken.clone();
+    let steps: Vec<Bytes> = bytes.chunks(step).map(Bytes::copy_from_slice).collect();
+    let steps = futures::stream::iter(steps).map(move |step| {
+        taken.fetch_add(step.len(), Ordering::Relaxed);
+        Ok::<_, Infallible>(step)
+    });
+    let body = Body::from_stream(steps);
     let upload = Upload::new(body, "b0und4ry".to_owned(), None, limit);
     // Nothing here is so large that it is written there.
     let blobs = Blobs::open(&Place::Directory("/nonexistent".into())).unwrap();

@@ -15,19 +15,36 @@ use super::values::{Fields, wrong_type};
 use crate::service::is_uuid;
 use crate::service::selection::Selector;
 
-/// Most names that brackets may stand for.
+/// Most names that the brackets and stars of one request may stand for.
 const MAX_EXPANSIONS: usize = 1000;
+/// Most selectors of one request.
+const MAX_SELECTORS: usize = 1000;
+/// Most bytes of a pattern, which each of its names repeats: enough for a name (128) with brackets in it.
+const MAX_PATTERN: usize = 255;
 /// The member that an error names.
 const FIELD: &str = "instances";
 
 /// Selectors of a body: `instances` (or an alias) and `tags`.
 pub fn read(fields: Fields<'_>) -> Result<Vec<Selector>, Rejection> {
-    let mut selectors = match fields.get(&["instances", "hosts", "host", "instance"], Shape::Selectors) {
-        None => Vec::new(),
-        Some((_, Value::Array(values))) => values.iter().map(selector).collect::<Result<_, _>>()?,
-        Some((_, one)) => vec![selector(one)?],
+    let values = match fields.get(&["instances", "hosts", "host", "instance"], Shape::Selectors) {
+        None => &[],
+        Some((_, Value::Array(values))) => values.as_slice(),
+        Some((_, one)) => std::slice::from_ref(one),
     };
     let tags = fields.references(&["tags", "tag"])?.unwrap_or_default();
+    if values.len() + tags.len() > MAX_SELECTORS {
+        let reason = format!("more than {MAX_SELECTORS} selectors");
+        return Err(Rejection::invalid(FIELD, reason));
+    }
+    let mut selectors = Vec::with_capacity(values.len() + tags.len());
+    let mut room = MAX_EXPANSIONS;
+    for value in values {
+        let selector = selector(value, room)?;
+        if let Selector::Matching(names) = &selector {
+            room -= names.len();
+        }
+        selectors.push(selector);
+    }
     selectors.extend(tags.into_iter().map(Selector::Tag));
     Ok(selectors)
 }
@@ -62,15 +79,16 @@ pub fn targets(fields: Fields<'_>, in_path: Option<&String>) -> Result<Vec<Selec
     }
 }
 
-fn selector(value: &Value) -> Result<Selector, Rejection> {
+/// One selector, which may stand for `room` names.
+fn selector(value: &Value, room: usize) -> Result<Selector, Rejection> {
     match (value.as_str(), value.as_object()) {
-        (Some(text), _) => named(text),
-        (None, Some(members)) => of_members(members),
+        (Some(text), _) => named(text, room),
+        (None, Some(members)) => of_members(members, room),
         (None, None) => Err(wrong_type(FIELD, value, "selector")),
     }
 }
 
-fn of_members(members: &Map<String, Value>) -> Result<Selector, Rejection> {
+fn of_members(members: &Map<String, Value>, room: usize) -> Result<Selector, Rejection> {
     let members: Vec<(&str, &Value)> = members
         .iter()
         .filter(|(_, value)| !value.is_null())
@@ -82,24 +100,14 @@ fn of_members(members: &Map<String, Value>) -> Result<Selector, Rejection> {
         None => Err(wrong_type(FIELD, value, "string")),
     };
     match members.as_slice() {
-        [("name", name)] => named(&text(name)?),
+        [("name", name)] => named(&text(name)?, room),
         [("name", name), ("range", range)] | [("range", range), ("name", name)] => {
-            let (prefix, numbers) = (text(name)?, numbers(&text(range)?)?);
-            expand(&prefix)?
-                .into_iter()
-                .map(|prefix| {
-                    numbers
-                        .iter()
-                        .map(move |n| format!("{prefix}{n}"))
-                        .collect::<Vec<_>>()
-                })
-                .try_fold(Vec::new(), |mut all, names| {
-                    all.extend(names);
-                    bounded(all)
-                })
-                .map(Selector::Matching)
+            let numbers = numbers(&text(range)?)?;
+            let mut names = expand(&text(name)?, room)?;
+            multiply(&mut names, "", &numbers, room)?;
+            Ok(Selector::Matching(names))
         }
-        [("pattern", pattern)] => expand(&text(pattern)?).map(Selector::Matching),
+        [("pattern", pattern)] => expand(&text(pattern)?, room).map(Selector::Matching),
         [("tag" | "type", tag)] => text(tag).map(Selector::Tag),
         [("uuid" | "id", id)] => {
             let id = text(id)?;
@@ -118,18 +126,22 @@ fn of_members(members: &Map<String, Value>) -> Result<Selector, Rejection> {
 }
 
 /// A name, unless it holds a star or a bracket range.
-fn named(text: &str) -> Result<Selector, Rejection> {
+fn named(text: &str, room: usize) -> Result<Selector, Rejection> {
     if text.is_empty() {
         return Err(Rejection::invalid(FIELD, "a selector must not be empty"));
     }
     if text.contains(['*', '[', ']']) {
-        return expand(text).map(Selector::Matching);
+        return expand(text, room).map(Selector::Matching);
     }
     Ok(Selector::Name(text.to_owned()))
 }
 
-/// The patterns that one with brackets stands for; several brackets multiply.
-fn expand(pattern: &str) -> Result<Vec<String>, Rejection> {
+/// The patterns that one with brackets stands for, at most `room`; several brackets multiply.
+fn expand(pattern: &str, room: usize) -> Result<Vec<String>, Rejection> {
+    if pattern.len() > MAX_PATTERN {
+        let reason = format!("a pattern must have at most {MAX_PATTERN} bytes");
+        return Err(Rejection::invalid(FIELD, reason));
+    }
     let mut expanded = vec![String::new()];
     let mut rest = pattern;
     while let Some(start) = rest.find(['[', ']']) {
@@ -141,24 +153,33 @@ fn expand(pattern: &str) -> Result<Vec<String>, Rejection> {
                 format!("{pattern} has a bracket without its other half"),
             ));
         };
-        let numbers = numbers(&bracket[..=end])?;
-        if expanded.len() * numbers.len() > MAX_EXPANSIONS {
-            return Err(too_many());
-        }
-        expanded = expanded
-            .iter()
-            .flat_map(|prefix| {
-                numbers
-                    .iter()
-                    .map(move |number| format!("{prefix}{literal}{number}"))
-            })
-            .collect();
+        multiply(&mut expanded, literal, &numbers(&bracket[..=end])?, room)?;
         rest = &bracket[end + 1..];
+    }
+    if expanded.len() > room {
+        return Err(too_many());
     }
     for prefix in &mut expanded {
         prefix.push_str(rest);
     }
     Ok(expanded)
+}
+
+/// Each of the names, followed by `literal` and each of the numbers.
+fn multiply(
+    names: &mut Vec<String>,
+    literal: &str,
+    numbers: &[String],
+    room: usize,
+) -> Result<(), Rejection> {
+    if names.len() * numbers.len() > room {
+        return Err(too_many());
+    }
+    *names = names
+        .iter()
+        .flat_map(|name| numbers.iter().map(move |n| format!("{name}{literal}{n}")))
+        .collect();
+    Ok(())
 }
 
 /// The numbers of `[a:b]`, `[a-b]`, `a:b` or `a-b`.
@@ -199,18 +220,10 @@ fn numbers(range: &str) -> Result<Vec<String>, Rejection> {
     Ok((from..=to).map(|n| format!("{n:0width$}")).collect())
 }
 
-fn bounded(names: Vec<String>) -> Result<Vec<String>, Rejection> {
-    if names.len() > MAX_EXPANSIONS {
-        Err(too_many())
-    } else {
-        Ok(names)
-    }
-}
-
 fn too_many() -> Rejection {
     Rejection::invalid(
         FIELD,
-        format!("ranges stand for more than {MAX_EXPANSIONS} names"),
+        format!("patterns stand for more than {MAX_EXPANSIONS} names"),
     )
 }
 
@@ -221,7 +234,7 @@ mod tests {
     use super::*;
 
     fn one(value: &Value) -> Result<Selector, String> {
-        selector(value).map_err(|rejection| rejection.message())
+        selector(value, MAX_EXPANSIONS).map_err(|rejection| rejection.message())
     }
 
     fn matching(names: &[&str]) -> Selector {
@@ -329,6 +342,32 @@ mod tests {
                 Ok(expected),
                 "{body}"
             );
+        }
+    }
+
+    #[test]
+    fn a_request_has_bounds_however_it_is_divided() {
+        let many = |value: &str, count| Value::Array(vec![json!(value); count]);
+        let names = |count| (0..count).map(|n| format!("t{n}")).collect::<Vec<_>>();
+        for (body, fits) in [
+            (json!({"instances": many("a", 1000)}), true),
+            (json!({"instances": many("a", 1001)}), false),
+            (json!({"instances": many("a", 999), "tags": ["t", "u"]}), false),
+            (json!({"tags": names(1000)}), true),
+            (json!({"tags": names(1001)}), false),
+            (json!({"instances": ["[1-500]", "[501-1000]"]}), true),
+            (json!({"instances": ["[1-500]", "[500-1000]"]}), false),
+            (json!({"instances": ["[1-1000]", "a*"]}), false),
+            (json!({"instances": ["[1-1000]", "a"]}), true),
+            (json!({"instances": format!("{}[1-2]", "a".repeat(250))}), true),
+            (json!({"instances": format!("{}[1-2]", "a".repeat(251))}), false),
+            (
+                json!({"instances": {"name": "a".repeat(256), "range": "1-2"}}),
+                false,
+            ),
+        ] {
+            let read = read(Fields::of(body.as_object().unwrap()));
+            assert_eq!(read.is_ok(), fits, "{body}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! of the body was read and had the sum that the request announced.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes};
@@ -24,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_TEXT: usize = 8 * 1024;
 /// Most fields of a form.
 const MAX_FIELDS: usize = 64;
+/// Most bytes until a part begins: what precedes it, its boundary and its headers. The parser holds them all.
+const MAX_HEAD: usize = 16 * 1024;
 /// Names of the field that is the file.
 const FILE: [&str; 2] = ["file_data", "file"];
 
@@ -75,11 +78,17 @@ impl Upload {
             body: self.body.into_data_stream(),
             sum: Md5::new(),
             left: self.limit,
+            head: None,
         }));
+        let look_for_a_head = |head| raw.lock().unwrap_or_else(PoisonError::into_inner).head = head;
         let mut parts = Multipart::new(steps(raw.clone()), self.boundary);
         let mut form = Form::default();
         let mut count = 0;
-        while let Some(field) = in_time(parts.next_field()).await? {
+        loop {
+            look_for_a_head(Some(MAX_HEAD));
+            let next = in_time(parts.next_field()).await?;
+            look_for_a_head(None);
+            let Some(field) = next else { break };
             count += 1;
             if count > MAX_FIELDS {
                 return Err(Rejection::BadBody("it has too many parts"));
@@ -113,6 +122,8 @@ struct Raw {
     body: BodyDataStream,
     sum: Md5,
     left: u64,
+    /// While the head of a part is looked for: how many more bytes it may take.
+    head: Option<usize>,
 }
 
 /// Why a body ends early.
@@ -122,16 +133,30 @@ enum BodyError {
     TooLarge,
     #[error("it broke off")]
     BrokeOff,
+    #[error("a part of it does not begin")]
+    NoHead,
 }
 
+/// The body in the pieces in which it arrives.
 fn steps(raw: Arc<Mutex<Raw>>) -> impl Stream<Item = Result<Bytes, BodyError>> {
+    let mut is_fresh = false;
     futures::stream::poll_fn(move |context| {
+        // The parser takes in all that is ready before it looks at any of it: one piece at a time is ready.
+        if std::mem::take(&mut is_fresh) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let mut raw = raw.lock().unwrap_or_else(PoisonError::into_inner);
-        let step = std::task::ready!(raw.body.poll_next_unpin(context));
-        std::task::Poll::Ready(step.map(|step| {
+        if raw.head == Some(0) {
+            return Poll::Ready(Some(Err(BodyError::NoHead)));
+        }
+        let step = ready!(raw.body.poll_next_unpin(context));
+        is_fresh = step.is_some();
+        Poll::Ready(step.map(|step| {
             let bytes = step.map_err(|_| BodyError::BrokeOff)?;
             let left = raw.left.checked_sub(bytes.len() as u64);
             raw.left = left.ok_or(BodyError::TooLarge)?;
+            raw.head = raw.head.map(|head| head.saturating_sub(bytes.len()));
             raw.sum.update(&bytes);
             Ok(bytes)
         }))
@@ -173,6 +198,7 @@ async fn in_time<T>(step: impl Future<Output = multer::Result<Option<T>>>) -> Re
         Ok(Ok(step)) => Ok(step),
         Ok(Err(multer::Error::StreamReadFailed(error))) => Err(match error.downcast_ref() {
             Some(BodyError::TooLarge) => Rejection::BadBody("it is too large"),
+            Some(BodyError::NoHead) => Rejection::BadBody("a part of it does not begin within 16 KiB"),
             Some(BodyError::BrokeOff) | None => Rejection::BadBody("it broke off"),
         }),
         Ok(Err(_)) => Err(Rejection::BadBody("it is no multipart form")),
