@@ -1,6 +1,6 @@
 //! One watch cache: an [`Index`] behind a lock, and how far behind the API server it may be.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -10,23 +10,14 @@ use super::index::{Cached, Index, Source};
 /// How long a removed uid is remembered.
 // An answer to a write of ours arrives within the request's deadline (see `super::collection`), which is shorter.
 const REMEMBER_REMOVALS: Duration = Duration::from_mins(1);
-/// Errors further apart than this are two disconnections: the feed tries again at least every 2 s.
-const QUIET: Duration = Duration::from_secs(6);
 
 /// Objects of one kind as the API server last showed them.
 pub struct Cache<K> {
     index: RwLock<Index<K>>,
     changed: Notify,
-    contact: Mutex<Contact>,
+    /// When the API server last said that nothing was missed; never, until the cache was filled once.
+    current: Mutex<Option<Instant>>,
     began: Instant,
-}
-
-/// When the feed last failed.
-#[derive(Clone, Copy, Debug, Default)]
-struct Contact {
-    filled: bool,
-    /// The first and the last of the errors in a row.
-    errors: Option<(Instant, Instant)>,
 }
 
 impl<K> Default for Cache<K> {
@@ -34,7 +25,7 @@ impl<K> Default for Cache<K> {
         Self {
             index: RwLock::default(),
             changed: Notify::new(),
-            contact: Mutex::default(),
+            current: Mutex::default(),
             began: Instant::now(),
         }
     }
@@ -67,7 +58,7 @@ impl<K: Cached> Cache<K> {
     pub fn end_list(&self) -> Vec<String> {
         let now = self.now();
         let unconfirmed = self.write().end_list(now);
-        self.contact().filled = true;
+        self.is_current();
         self.changed.notify_waiters();
         unconfirmed
     }
@@ -124,27 +115,14 @@ impl<K: Cached> Cache<K> {
         tokio::time::timeout(patience, gone).await.is_ok()
     }
 
-    /// Notes that the feed failed.
-    pub fn failed(&self) {
-        let now = Instant::now();
-        let mut contact = self.contact();
-        contact.errors = match contact.errors {
-            Some((first, last)) if now.duration_since(last) < QUIET => Some((first, now)),
-            Some(_) | None => Some((now, now)),
-        };
+    /// Notes that the API server has said: until now, nothing was missed.
+    pub fn is_current(&self) {
+        *self.current() = Some(Instant::now());
     }
 
-    /// How long the cache has been without contact; `None` while it has not been filled once.
+    /// How long ago that was said; `None` while the cache has not been filled once.
     pub fn silence(&self) -> Option<Duration> {
-        let contact = *self.contact();
-        if !contact.filled {
-            return None;
-        }
-        // A watch that is up again says so only with its next event, but a feed that is down fails every 2 s.
-        Some(match contact.errors {
-            Some((first, last)) if last.elapsed() < QUIET => first.elapsed(),
-            Some(_) | None => Duration::ZERO,
-        })
+        self.current().map(|current| current.elapsed())
     }
 
     fn now(&self) -> u64 {
@@ -160,7 +138,7 @@ impl<K: Cached> Cache<K> {
         self.index.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn contact(&self) -> std::sync::MutexGuard<'_, Contact> {
-        self.contact.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

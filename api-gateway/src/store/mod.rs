@@ -1,8 +1,8 @@
 //! Everything the gateway knows: watch caches of the resources, and writes that the caches see at once.
 //!
 //! Reads never leave the process. A write goes to the API server, and its answer goes into the cache before the caller
-//! continues, so the next request sees it. When the caches have had no contact for [`PATIENCE`], [`Store::health`] says
-//! so and requests are refused rather than answered with stale data.
+//! continues, so the next request sees it. When it is not known of every cache that it was current less than [`PATIENCE`] ago,
+//! [`Store::health`] says so and requests are refused rather than answered with stale data.
 
 mod cache;
 mod collection;
@@ -11,15 +11,14 @@ mod index;
 mod kinds;
 
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 pub use cache::Cache;
 pub use collection::{Collection, StoreError};
 pub use index::{Cached, Key, created};
 use k8s_openapi::api::core::v1::Secret;
 use kube::core::DeserializeGuard;
-use kube::runtime::watcher;
 use kube::{Api, Client};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,10 +57,8 @@ pub const ACCESS_KEY_ID: &str = "accessKeyId";
 /// Key of a credentials Secret.
 pub const SECRET_ACCESS_KEY: &str = "secretAccessKey";
 
-/// How long caches may be without contact before requests are refused.
+/// How long ago a cache may have been current for sure before requests are refused.
 pub const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the API server is asked whether it is there: a broken network may leave a watch silent for minutes.
-const HEARTBEAT: Duration = Duration::from_secs(3);
 
 /// Why the caches cannot be trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +98,6 @@ pub struct Store {
     /// Keys of users: Secrets with our label and no others.
     pub secrets: Collection<Secret>,
     namespace: String,
-    heard: Mutex<Instant>,
 }
 
 /// The tasks that keep a [`Store`] fresh; they end when this is dropped.
@@ -113,7 +109,6 @@ impl Store {
     #[must_use]
     pub fn open(client: &Client, namespace: &str) -> (Arc<Self>, Feeds) {
         let mut feeds = Feeds::default();
-        let secrets = watcher::Config::default().labels(&format!("{LABEL_CREDENTIALS}=true"));
         let store = Arc::new(Self {
             hosts: feeds.cluster(client),
             sections: feeds.cluster(client),
@@ -129,14 +124,10 @@ impl Store {
             secrets: feeds.feed(
                 Api::namespaced(client.clone(), namespace),
                 Api::namespaced(client.clone(), namespace),
-                secrets,
+                Some(format!("{LABEL_CREDENTIALS}=true")),
             ),
             namespace: namespace.to_owned(),
-            heard: Mutex::new(Instant::now()),
         });
-        feeds
-            .0
-            .spawn(listen_for_heartbeats(client.clone(), store.clone()));
         (store, feeds)
     }
 
@@ -162,11 +153,7 @@ impl Store {
             self.groups.silence(),
             self.secrets.silence(),
         ];
-        let mut longest = self
-            .heard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .elapsed();
+        let mut longest = Duration::ZERO;
         for silence in silences {
             longest = longest.max(silence.ok_or(Stale::NotFilled)?);
         }
@@ -175,23 +162,6 @@ impl Store {
         } else {
             Ok(())
         }
-    }
-
-    fn heard(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-}
-
-async fn listen_for_heartbeats(client: Client, store: Arc<Store>) {
-    loop {
-        match tokio::time::timeout(HEARTBEAT, client.apiserver_version()).await {
-            Ok(Ok(_)) => store.heard(),
-            // An answer, if not the one hoped for.
-            Ok(Err(kube::Error::Api(status))) if status.code < 500 => store.heard(),
-            Ok(Err(error)) => tracing::debug!(%error, "no heartbeat"),
-            Err(_) => tracing::debug!("no heartbeat in time"),
-        }
-        tokio::time::sleep(HEARTBEAT).await;
     }
 }
 
@@ -204,11 +174,7 @@ impl Feeds {
             + DeserializeOwned
             + Serialize,
     {
-        self.feed(
-            Api::all(client.clone()),
-            Api::all(client.clone()),
-            watcher::Config::default(),
-        )
+        self.feed(Api::all(client.clone()), Api::all(client.clone()), None)
     }
 
     fn namespaced<K>(&mut self, client: &Client, namespace: &str) -> Collection<K>
@@ -222,7 +188,7 @@ impl Feeds {
         self.feed(
             Api::namespaced(client.clone(), namespace),
             Api::namespaced(client.clone(), namespace),
-            watcher::Config::default(),
+            None,
         )
     }
 
@@ -230,14 +196,19 @@ impl Feeds {
         &mut self,
         guarded: Api<DeserializeGuard<K>>,
         plain: Api<K>,
-        config: watcher::Config,
+        labels: Option<String>,
     ) -> Collection<K>
     where
         K: Cached + Debug + DeserializeOwned + Serialize,
     {
         let cache = Arc::new(Cache::default());
-        self.0
-            .spawn(feed::run(guarded, plain.clone(), config, cache.clone()));
+        let feed = feed::Feed {
+            guarded,
+            plain: plain.clone(),
+            labels,
+            cache: cache.clone(),
+        };
+        self.0.spawn(feed.run());
         Collection::new(plain, cache)
     }
 }
