@@ -6,7 +6,7 @@ use std::sync::Arc;
 use virtshell_crds::{Environment, EnvironmentSpec, Host, Instance, Section};
 
 use super::error::{object_name, uid};
-use super::objects::{Decision, keeps_name, put, set};
+use super::objects::{keeps_name, put, set};
 use super::{Caller, Field, Kind, Service, ServiceError};
 use crate::store::{Cached, by};
 
@@ -72,12 +72,7 @@ impl Service {
             Some(hosts) => Some(self.joinable(hosts, section.as_deref())?),
             None => None,
         };
-        let decision = if change.section.is_some() {
-            Decision::RestsOnRead
-        } else {
-            Decision::Stands
-        };
-        self.change(caller, environment, decision, |environment| {
+        self.change(caller, environment, |environment| {
             let moves = section.as_ref().map(|s| uid(s.as_ref()))
                 != self.section_of(environment).as_ref().map(|s| uid(s.as_ref()));
             if change.section.is_some() && moves {
@@ -105,7 +100,7 @@ impl Service {
         let section = self.section_of(environment);
         let hosts = self.joinable(hosts, section.as_deref())?;
         self.join(caller, &hosts, section.as_deref()).await?;
-        self.change(caller, environment, Decision::RestsOnRead, |environment| {
+        self.change(caller, environment, |environment| {
             for name in names_of(&hosts) {
                 if !environment.spec.hosts.contains(&name) {
                     environment.spec.hosts.push(name);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use virtshell_crds::{Group, GroupSpec, User};
 
 use super::error::uid;
-use super::objects::{Decision, keeps_name};
+use super::objects::keeps_name;
 use super::{Caller, Kind, Service, ServiceError, is_uuid};
 use crate::store::{Cached, by};
 
@@ -57,7 +57,7 @@ impl Service {
         let Some(users) = self.user_names(change.users)? else {
             return Ok(());
         };
-        self.change(caller, group, Decision::Stands, |group| {
+        self.change(caller, group, |group| {
             group.spec.users.clone_from(&users);
             Ok(())
         })
@@ -66,7 +66,7 @@ impl Service {
             if users.iter().any(|stays| stays == user.wire_name()) {
                 continue;
             }
-            self.change(caller, &user, Decision::RestsOnRead, |user| {
+            self.change(caller, &user, |user| {
                 user.spec.groups.retain(|group| group != name);
                 Ok(())
             })

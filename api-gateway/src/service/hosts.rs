@@ -7,7 +7,7 @@ use virtshell_crds::host::DriverWord;
 use virtshell_crds::{Environment, Host, HostSpec, HostType, Instance, Section};
 
 use super::error::object_name;
-use super::objects::{Decision, keeps_name, put, set};
+use super::objects::{keeps_name, put, set};
 use super::{Caller, Kind, Service, ServiceError};
 use crate::store::{Cached, by};
 
@@ -98,12 +98,7 @@ impl Service {
     ) -> Result<(), ServiceError> {
         keeps_name(change.name.as_ref(), host.wire_name())?;
         let change = self.with_known_section(change)?;
-        let decision = if change.section.is_some() {
-            Decision::RestsOnRead
-        } else {
-            Decision::Stands
-        };
-        self.change(caller, host, decision, |host| {
+        self.change(caller, host, |host| {
             if let Some(section) = &change.section {
                 self.may_leave_for(host, section)?;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use virtshell_crds::{Image, ImageSpec, ImageType};
 
-use super::objects::{Decision, Ownership, checked_permissions, keeps_name, put, set};
+use super::objects::{Ownership, checked_permissions, keeps_name, put, set};
 use super::{Caller, Field, Service, ServiceError};
 use crate::store::Cached;
 
@@ -105,7 +105,7 @@ impl Service {
         checked_permissions(change.permissions.as_ref())?;
         self.permit_urls(caller, change.urls())?;
         change.ownership = self.ownership_of_changed(caller, image.as_ref(), &change.ownership)?;
-        self.change(caller, image, Decision::Stands, |image| {
+        self.change(caller, image, |image| {
             change.clone().apply(&mut image.spec);
             Ok(())
         })

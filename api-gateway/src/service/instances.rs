@@ -12,7 +12,7 @@ use virtshell_crds::{
 
 use super::effective::Effective;
 use super::error::uid;
-use super::objects::{Decision, Ownership, checked_permissions, forbidden, keeps_name, permit, set};
+use super::objects::{Ownership, checked_permissions, forbidden, keeps_name, permit, set};
 use super::tasks::{Work, new_task_name};
 use super::{Caller, Field, Kind, Managed, Service, ServiceError, Verb, dependencies, names, placement};
 use crate::store::Cached;
@@ -140,7 +140,7 @@ impl Service {
         wanted.ownership = self.ownership_of_changed(caller, instance.as_ref(), &wanted.ownership)?;
         let before = self.effective(instance);
         let changed = self
-            .change(caller, instance, Decision::RestsOnRead, |instance| {
+            .change(caller, instance, |instance| {
                 let present = self.effective(instance);
                 if wanted
                     .disk_mib

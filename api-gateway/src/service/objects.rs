@@ -23,15 +23,6 @@ const CANDIDATES: u32 = 10;
 /// How long a DELETE waits for finalizers that guard an object in use.
 const DELETION_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Whether a change holds only for the object as it was read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    /// It does: a change by another in between means to decide anew.
-    RestsOnRead,
-    /// It holds in any case.
-    Stands,
-}
-
 impl Service {
     /// The object that a URI names, by name or uuid.
     pub fn find<K: Managed>(&self, id: &str) -> Result<Arc<K>, ServiceError> {
@@ -131,45 +122,39 @@ impl Service {
 
     /// Changes an object: `edit` is applied to what is known of it, and only the fields that differ are sent. `None`
     /// when nothing differs.
+    ///
+    /// What is known may be old, because another replica has written since. So a change holds only for the version that it was
+    /// decided on, and that nothing differs is not believed of a cache.
     pub(super) async fn change<K: Managed>(
         &self,
         caller: &Caller,
         object: &Arc<K>,
-        decision: Decision,
         edit: impl Fn(&mut K) -> Result<(), ServiceError>,
     ) -> Result<Option<Arc<K>>, ServiceError> {
         let objects = K::collection(&self.store);
-        let mut known = object.clone();
         let name = object_name(object.as_ref()).to_owned();
-        let shown = object.wire_name().to_owned();
+        let of_write = |error| ServiceError::of_write(error, K::KIND, object.wire_name());
+        let mut known = object.clone();
         for attempt in 0.. {
             let mut edited = known.as_ref().clone();
             edit(&mut edited)?;
-            let Some(spec) = difference(&spec_of(known.as_ref()), &spec_of(&edited)) else {
-                return Ok(None);
-            };
-            let mut patch = json!({"metadata": {"annotations": modified(caller)}, "spec": spec});
-            if decision == Decision::RestsOnRead {
-                patch["metadata"]["resourceVersion"] = json!(known.meta().resource_version);
-            }
-            // A namesake made meanwhile is not the object that was asked for.
-            patch["metadata"]["uid"] = json!(known.meta().uid);
-            match objects.patch(&name, &patch).await {
-                Err(StoreError::Conflict) if attempt < RETRIES => {
-                    let fresh = objects
-                        .refresh(&name)
-                        .await
-                        .map_err(|e| ServiceError::of_write(e, K::KIND, &shown))?;
-                    if fresh.meta().uid != known.meta().uid {
-                        return Err(ServiceError::of_write(StoreError::NotFound, K::KIND, &shown));
+            match difference(&spec_of(known.as_ref()), &spec_of(&edited)) {
+                Some(spec) => {
+                    let mut patch = json!({"metadata": {"annotations": modified(caller)}, "spec": spec});
+                    patch["metadata"]["resourceVersion"] = json!(known.meta().resource_version);
+                    // A namesake made meanwhile is not the object that was asked for.
+                    patch["metadata"]["uid"] = json!(known.meta().uid);
+                    match objects.patch(&name, &patch).await {
+                        Err(StoreError::Conflict) if attempt < RETRIES => {}
+                        changed => return changed.map(Some).map_err(of_write),
                     }
-                    known = fresh;
                 }
-                changed => {
-                    return changed
-                        .map(Some)
-                        .map_err(|e| ServiceError::of_write(e, K::KIND, &shown));
-                }
+                None if attempt > 0 => return Ok(None),
+                None => {}
+            }
+            known = objects.refresh(&name).await.map_err(of_write)?;
+            if known.meta().uid != object.meta().uid {
+                return Err(of_write(StoreError::NotFound));
             }
         }
         unreachable!("the last attempt returns")

@@ -7,7 +7,7 @@ use virtshell_crds::instance::{Permissions, Tag};
 use virtshell_crds::provisioner::ProvisionerDriver;
 use virtshell_crds::{Dependency, Launch, Provisioner, ProvisionerSpec};
 
-use super::objects::{Decision, Ownership, checked_permissions, keeps_name, put, set};
+use super::objects::{Ownership, checked_permissions, keeps_name, put, set};
 use super::{Caller, Field, Service, ServiceError};
 use crate::store::Cached;
 
@@ -105,7 +105,7 @@ impl Service {
         keeps_name(change.name.as_ref(), provisioner.wire_name())?;
         checked_permissions(change.permissions.as_ref())?;
         change.ownership = self.ownership_of_changed(caller, provisioner.as_ref(), &change.ownership)?;
-        self.change(caller, provisioner, Decision::RestsOnRead, |provisioner| {
+        self.change(caller, provisioner, |provisioner| {
             change.clone().apply(&mut provisioner.spec);
             self.check_provisioner(provisioner.wire_name(), &provisioner.spec)
         })

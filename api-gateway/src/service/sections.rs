@@ -5,7 +5,7 @@ use std::sync::Arc;
 use virtshell_crds::{Environment, Host, Section, SectionSpec};
 
 use super::error::{object_name, uid};
-use super::objects::{Decision, keeps_name, set};
+use super::objects::{keeps_name, set};
 use super::{Caller, Kind, Service, ServiceError};
 use crate::store::{Cached, by};
 
@@ -69,7 +69,7 @@ impl Service {
         for host in &leaving {
             self.may_leave_for(host, "")?;
         }
-        self.change(caller, section, Decision::Stands, |section| {
+        self.change(caller, section, |section| {
             set(&mut section.spec.description, change.description.clone());
             Ok(())
         })
@@ -116,7 +116,7 @@ impl Service {
         host: &Arc<Host>,
         section: Option<&str>,
     ) -> Result<(), ServiceError> {
-        self.change(caller, host, Decision::RestsOnRead, |host| {
+        self.change(caller, host, |host| {
             self.may_leave_for(host, section.unwrap_or_default())?;
             host.spec.section = section.map(str::to_owned);
             Ok(())

@@ -11,7 +11,7 @@ use virtshell_crds::{
 };
 
 use super::error::{object_name, uid};
-use super::objects::{Decision, created, forbidden, may};
+use super::objects::{created, forbidden, may, put};
 use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
 use crate::store::StoreError;
 
@@ -149,20 +149,18 @@ impl Service {
         if !task.spec.manual {
             return self.retry_task(caller, task, &change).await;
         }
-        self.change(caller, task, Decision::Stands, |task| {
-            if let Some(description) = &change.description {
-                task.spec.description.clone_from(description);
-            }
-            if let Some(type_) = &change.task_type {
-                task.spec.type_.clone_from(type_);
-            }
-            Ok(())
-        })
-        .await?;
+        let mut known = task.clone();
+        if change.description.is_some() || change.task_type.is_some() {
+            let changed = self.change(caller, task, |task| {
+                put(&mut task.spec.description, change.description.clone());
+                put(&mut task.spec.type_, change.task_type.clone());
+                Ok(())
+            });
+            known = changed.await?.unwrap_or(known);
+        }
         if change.progress == Progress::default() {
             return Ok(());
         }
-        let mut known = task.clone();
         for attempt in 0.. {
             let status = next_status(&shown_status(&known), &change.progress, Time(Timestamp::now()));
             let patch = json!({
@@ -252,13 +250,11 @@ impl Service {
         match change.progress.state {
             None if asks_for_nothing_else => Ok(()),
             Some(TaskState::Pending) if asks_for_nothing_else => {
-                if is_finished(state_of(task)) {
-                    self.change(caller, task, Decision::RestsOnRead, |task| {
-                        task.spec.retry += i32::from(is_finished(state_of(task)));
-                        Ok(())
-                    })
-                    .await?;
-                }
+                self.change(caller, task, |task| {
+                    task.spec.retry += i32::from(is_finished(state_of(task)));
+                    Ok(())
+                })
+                .await?;
                 Ok(())
             }
             _ => Err(ServiceError::invalid(

@@ -16,7 +16,7 @@ use virtshell_crds::{API_VERSION, Group, LABEL_CREDENTIALS, User, UserSpec, User
 
 use super::caller::groups_naming;
 use super::error::{object_name, uid};
-use super::objects::{Decision, forbidden, keeps_name, put, set};
+use super::objects::{forbidden, keeps_name, put, set};
 use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
 use crate::store::{ACCESS_KEY_ID, Cached, SECRET_ACCESS_KEY, StoreError, by, created};
 
@@ -121,7 +121,7 @@ impl Service {
             ));
         }
         let groups = self.group_names(change.groups.clone())?;
-        self.change(caller, user, Decision::RestsOnRead, |user| {
+        self.change(caller, user, |user| {
             put(&mut user.spec.type_, change.user_type);
             set(&mut user.spec.login, change.login.clone());
             put(&mut user.spec.groups, groups.clone());
@@ -195,7 +195,7 @@ impl Service {
             if stay.iter().any(|g| *g == group.wire_name()) {
                 continue;
             }
-            self.change(caller, &group, Decision::RestsOnRead, |group| {
+            self.change(caller, &group, |group| {
                 group.spec.users.retain(|entry| !is_meant(user, entry));
                 Ok(())
             })

@@ -36,6 +36,7 @@ mod refused;
 mod sections;
 mod tasks;
 mod users;
+mod writes;
 
 /// Rows that act on guests. Not among them are those of which only what is written down differs, not what a host does: V-104,
 /// V-107, V-109, V-111, V-113, V-116 (other spellings, defaults and refusals of a creation, a declared address), V-132 (a stored
