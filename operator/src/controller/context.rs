@@ -28,7 +28,7 @@ use super::metrics::Metrics;
 use super::pulse::Pulse;
 use super::queue::Queue;
 use super::room;
-use super::roster::{Offer, Roster};
+use super::roster::{Listed, Offer, Roster};
 use super::stored::{self, Gateways};
 use super::task;
 
@@ -233,6 +233,17 @@ impl Context {
     /// Which hosts live.
     pub fn pulse(&self) -> MutexGuard<'_, Pulse> {
         lock(&self.pulse)
+    }
+
+    /// All hosts, with what placement needs to know of them. Neither desk nor pulse may be held.
+    pub fn listed_hosts(&self) -> Arc<[Listed]> {
+        let now = Instant::now();
+        self.roster.of(
+            &self.hosts,
+            now,
+            |host| self.pulse().until_silent(host, now),
+            |host| self.desk().ledger.slot(host),
+        )
     }
 
     /// Takes in the answer to a write of ours.
@@ -628,6 +639,7 @@ impl Context {
             self.queue.add(Key::Host(cluster_key(host)));
         }
         if is_back {
+            self.roster.forget();
             self.wake(&self.desk().unscheduled);
         }
     }
@@ -636,6 +648,7 @@ impl Context {
     pub fn section_changed(&self, change: &Change<Section>) {
         self.named_changed(&self.sections, change, Key::Section);
         if change.alters_spec() {
+            self.roster.forget();
             self.all_groupings();
             // It may be the one that they name.
             for host in self.hosts.keys() {
@@ -650,6 +663,7 @@ impl Context {
     pub fn environment_changed(&self, change: &Change<Environment>) {
         self.named_changed(&self.environments, change, Key::Environment);
         if change.alters_spec() {
+            self.roster.forget();
             // It holds the section it names, or lets it go.
             for key in self.sections.keys() {
                 self.queue.add(Key::Section(key));

@@ -124,11 +124,13 @@ fn members<K: Cached>(
 }
 
 /// The hosts that an Environment may use, by the names people know.
-fn hosts_of(sections: &Cache<Section>, environment: &Environment, offers: &[Offer]) -> Vec<String> {
+fn hosts_of<'a>(
+    sections: &Cache<Section>,
+    environment: &Environment,
+    offers: impl Iterator<Item = &'a Offer>,
+) -> Vec<String> {
     let mut territory = Territory::of(sections, Some(environment));
-    let hosts = offers
-        .iter()
-        .filter(|host| territory.reach(host) == Reach::Inside);
+    let hosts = offers.filter(|host| territory.reach(host) == Reach::Inside);
     sorted(hosts.map(|host| host.wire_name.as_str()))
 }
 
@@ -173,7 +175,8 @@ fn environment_status(
     instances: usize,
     user: Option<&str>,
 ) -> Value {
-    let hosts = hosts_of(&ctx.sections, environment, &ctx.roster.of(&ctx.hosts));
+    let listed = ctx.listed_hosts();
+    let hosts = hosts_of(&ctx.sections, environment, listed.iter().map(|host| &host.offer));
     let section = environment.spec.section.as_deref();
     let missing = section.filter(|name| ctx.sections.find("", name).is_none());
     let missing = missing.map(|name| ("SectionNotFound", format!("section {name} not found")));

@@ -14,9 +14,13 @@ use virtshell_crds::{FINALIZER_DOMAIN, Instance};
 use super::cache::Change;
 use super::placement::{Demand, Used};
 
+/// Where the sums of a host stand: a decision looks at all of them, side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(usize);
+
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
-    host: String,
+    at: Slot,
     demand: Demand,
     /// Decided, but not yet seen in the cache.
     assumed: bool,
@@ -26,7 +30,10 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: HashMap<String, Entry>,
-    used: HashMap<String, Used>,
+    /// Every host that was ever heard of keeps its slot.
+    slots: HashMap<String, Slot>,
+    /// Name and sums, by slot.
+    hosts: Vec<(String, Used)>,
     /// Hosts that have got more room since they were last asked for.
     freed: BTreeSet<String>,
 }
@@ -35,27 +42,40 @@ impl Ledger {
     /// What is taken on a host.
     #[must_use]
     pub fn used(&self, host: &str) -> Used {
-        self.used.get(host).copied().unwrap_or_default()
+        let slot = self.slots.get(host);
+        slot.map(|slot| self.hosts[slot.0].1).unwrap_or_default()
     }
 
-    /// What is taken on a host by others than the Instance `uid`.
-    pub fn used_by_others(&self, uid: &str) -> impl Fn(&str) -> Used {
+    /// What is taken on hosts by others than the Instance `uid`.
+    pub fn used_by_others(&self, uid: &str) -> impl Fn(Slot) -> Used {
         let own = self.entries.get(uid);
-        move |host| {
-            let mut used = self.used(host);
-            if let Some(own) = own.filter(|own| own.host == host) {
+        move |at| {
+            let mut used = self.hosts[at.0].1;
+            if let Some(own) = own.filter(|own| own.at == at) {
                 used.remove(own.demand);
             }
             used
         }
     }
 
+    /// The slot of a host.
+    pub fn slot(&mut self, host: &str) -> Slot {
+        if let Some(slot) = self.slots.get(host) {
+            return *slot;
+        }
+        let slot = Slot(self.hosts.len());
+        self.hosts.push((host.to_owned(), Used::default()));
+        self.slots.insert(host.to_owned(), slot);
+        slot
+    }
+
     /// Counts an Instance on a host before its binding is written.
     pub fn assume(&mut self, uid: &str, host: &str, demand: Demand) {
+        let at = self.slot(host);
         self.set(
             uid,
             Entry {
-                host: host.to_owned(),
+                at,
                 demand,
                 assumed: true,
             },
@@ -87,7 +107,7 @@ impl Ledger {
                     .filter(|_| !is_resolved(instance))
                     .map_or_else(|| demand(instance), |entry| entry.demand);
                 let entry = Entry {
-                    host: host.to_owned(),
+                    at: self.slot(host),
                     demand,
                     assumed: false,
                 };
@@ -105,32 +125,27 @@ impl Ledger {
     }
 
     fn set(&mut self, uid: &str, entry: Entry) {
-        let (host, demand) = (entry.host.clone(), entry.demand);
+        let (at, demand) = (entry.at, entry.demand);
         if let Some(previous) = self.entries.insert(uid.to_owned(), entry) {
-            self.take_off(&previous);
-            if previous.host != host
+            let frees = previous.at != at
                 || previous.demand.memory_mib > demand.memory_mib
-                || previous.demand.disk_mib > demand.disk_mib
-            {
-                self.freed.insert(previous.host);
-            }
+                || previous.demand.disk_mib > demand.disk_mib;
+            self.take_off(&previous, frees);
         }
-        self.used.entry(host).or_default().add(demand);
+        self.hosts[at.0].1.add(demand);
     }
 
     fn remove(&mut self, uid: &str) {
         if let Some(entry) = self.entries.remove(uid) {
-            self.take_off(&entry);
-            self.freed.insert(entry.host);
+            self.take_off(&entry, true);
         }
     }
 
-    fn take_off(&mut self, entry: &Entry) {
-        if let Some(used) = self.used.get_mut(&entry.host) {
-            used.remove(entry.demand);
-            if used.instances == 0 {
-                self.used.remove(&entry.host);
-            }
+    fn take_off(&mut self, entry: &Entry, frees: bool) {
+        let (name, used) = &mut self.hosts[entry.at.0];
+        used.remove(entry.demand);
+        if frees {
+            self.freed.insert(name.clone());
         }
     }
 }
@@ -332,7 +347,8 @@ mod tests {
         ledger.observe(&seen(Some(bound.clone()), Some(unbound)));
         ledger.forget("u");
         assert_eq!(ledger.used("h").memory_mib, 100, "seen bound: not forgotten");
-        assert_eq!(ledger.used_by_others("u")("h"), Used::default());
+        let slot = ledger.slot("h");
+        assert_eq!(ledger.used_by_others("u")(slot), Used::default());
         ledger.observe(&seen(None, Some(bound)));
         assert_eq!(ledger.used("h"), Used::default());
         ledger.assume("v", "h", DEMAND);
@@ -384,8 +400,9 @@ mod tests {
                             host_type: HostType::GeneralPurpose,
                             demand,
                         };
-                        let hosts = ["x", "y"].map(|name| Candidate {
-                            used: ledger.used_by_others(&uid)(name),
+                        let hosts = ["x", "y"].map(|name| (name, ledger.slot(name)));
+                        let hosts = hosts.map(|(name, slot)| Candidate {
+                            used: ledger.used_by_others(&uid)(slot),
                             ..roomy(name, 1000, 10_000)
                         });
                         let Ok(host) = place(&request, &hosts) else {
@@ -453,7 +470,7 @@ mod tests {
             }
             for host in hosts {
                 let mut sum = Used::default();
-                for entry in ledger.entries.values().filter(|e| e.host == host) {
+                for entry in ledger.entries.values().filter(|e| ledger.hosts[e.at.0].0 == host) {
                     sum.add(entry.demand);
                 }
                 assert_eq!(ledger.used(host), sum, "seed {seed}");

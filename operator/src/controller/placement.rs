@@ -4,7 +4,7 @@
 //! with the fewest Instances wins, then the one with the most free memory, then the first by name. Who may use which
 //! host ([`Reach`]) and what hosts have left (`used`) is the caller's to know.
 
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
 use std::fmt;
 
 use virtshell_crds::{Driver, HostType};
@@ -185,19 +185,37 @@ pub fn check(request: &Request<'_>, host: &Candidate<'_>) -> Result<(), Unfit> {
 }
 
 /// The host for an Instance, or why there is none.
-pub fn place<'a>(request: &Request<'_>, hosts: &[Candidate<'a>]) -> Result<&'a str, Refusal> {
-    let mut unfit = Vec::new();
-    let mut fit = Vec::new();
+pub fn place<'a, C>(request: &Request<'_>, hosts: impl IntoIterator<Item = C>) -> Result<&'a str, Refusal>
+where
+    C: Borrow<Candidate<'a>>,
+{
+    let mut unfit = Groups::default();
+    let mut best: Option<((i32, i64, &'a str), &'a str)> = None;
     for host in hosts {
+        let host = host.borrow();
         match check(request, host) {
-            Ok(()) => fit.push(host),
-            Err(reason) => unfit.push(reason),
+            Ok(()) => {
+                let rank = (host.used.instances, -host.free_memory(), host.name);
+                if best.is_none_or(|(first, _)| rank < first) {
+                    best = Some((rank, host.name));
+                }
+            }
+            Err(reason) => unfit.add(reason),
         }
     }
-    fit.into_iter()
-        .min_by_key(|host| (host.used.instances, -host.free_memory(), host.name))
-        .map(|host| host.name)
+    best.map(|(_, name)| name)
         .ok_or_else(|| Refusal::new(request, &unfit))
+}
+
+/// How many hosts fell out for each reason, in the order of the reasons, and the one of them with the most free.
+#[derive(Clone, Copy, Debug, Default)]
+struct Groups([Option<(usize, Unfit)>; 9]);
+
+impl Groups {
+    fn add(&mut self, reason: Unfit) {
+        let (count, most) = self.0[rank(&reason)].unwrap_or((0, reason));
+        self.0[rank(&reason)] = Some((count + 1, most.max(reason)));
+    }
 }
 
 /// Why one host cannot take an Instance that is pinned to it.
@@ -214,19 +232,12 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn new(request: &Request<'_>, unfit: &[Unfit]) -> Self {
-        // One group per reason, whatever was free; the group says the most that was.
-        let mut groups: BTreeMap<u8, (usize, Unfit)> = BTreeMap::new();
-        for reason in unfit {
-            let group = groups.entry(rank(reason)).or_insert((0, *reason));
-            group.0 += 1;
-            group.1 = group.1.max(*reason);
-        }
+    fn new(request: &Request<'_>, unfit: &Groups) -> Self {
+        let groups = unfit.0.iter().flatten();
         Self {
-            hosts: unfit.len(),
+            hosts: groups.clone().map(|(count, _)| count).sum(),
             clauses: groups
-                .into_values()
-                .map(|(count, reason)| (count, clause(request, &reason)))
+                .map(|(count, reason)| (*count, clause(request, reason)))
                 .collect(),
         }
     }
@@ -246,7 +257,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-fn rank(unfit: &Unfit) -> u8 {
+const fn rank(unfit: &Unfit) -> usize {
     match unfit {
         Unfit::Outside => 0,
         Unfit::Disabled => 1,

@@ -82,22 +82,26 @@ fn clone_host(source: &str, host: Option<String>, pinned: Option<&str>) -> Resul
 }
 
 fn choose(ctx: &Context, instance: &Instance, request: &Request<'_>) -> Placement {
-    let environment = ctx.environment_of(instance);
-    let offers = ctx.roster.of(&ctx.hosts);
-    let mut territory = Territory::of(&ctx.sections, environment.as_deref());
-    let mut candidates: Vec<Candidate<'_>> = offers
-        .iter()
-        .map(|offer| offer.candidate(territory.reach(offer), request.driver))
-        .collect();
-    with_pulse(ctx, &mut candidates);
+    let hosts = ctx.listed_hosts();
+    let reaches = ctx.roster.reaches(&hosts, &desk::environment(instance), || {
+        let environment = ctx.environment_of(instance);
+        let mut territory = Territory::of(&ctx.sections, environment.as_deref());
+        hosts.iter().map(|host| territory.reach(&host.offer)).collect()
+    });
     let uid = instance.uid().unwrap_or_default();
     let mut desk = ctx.desk();
     let used = desk.ledger.used_by_others(&uid);
-    for candidate in &mut candidates {
-        candidate.used = used(candidate.name);
-    }
+    let candidates = hosts.iter().zip(reaches.iter()).map(|(host, reach)| {
+        let offered = host.offer.candidate(*reach, request.driver);
+        Candidate {
+            ready: offered.ready && host.is_heard,
+            used: used(host.slot),
+            ..offered
+        }
+    });
+    let placed = placement::place(request, candidates);
     drop(used);
-    match placement::place(request, &candidates) {
+    match placed {
         Ok(host) => {
             desk.ledger.assume(&uid, host, request.demand);
             Placement::Placed(host.to_owned())
@@ -122,12 +126,13 @@ fn check_tied(ctx: &Context, instance: &Instance, request: &Request<'_>, name: S
     let environment = ctx.environment_of(instance);
     let offer = Offer::of(&host);
     let reach = Territory::of(&ctx.sections, environment.as_deref()).reach(&offer);
-    let mut candidate = [offer.candidate(reach, request.driver)];
-    with_pulse(ctx, &mut candidate);
-    let [mut candidate] = candidate;
+    let mut candidate = offer.candidate(reach, request.driver);
+    // A host that has not been heard of lately is not ready, whatever it said last.
+    candidate.ready &= !ctx.pulse().is_silent(&name, Instant::now());
     let uid = instance.uid().unwrap_or_default();
     let mut desk = ctx.desk();
-    candidate.used = desk.ledger.used_by_others(&uid)(&name);
+    let slot = desk.ledger.slot(&name);
+    candidate.used = desk.ledger.used_by_others(&uid)(slot);
     match placement::check(request, &candidate) {
         Ok(()) => {
             desk.ledger.assume(&uid, &name, request.demand);
@@ -162,14 +167,6 @@ fn waiting(instance: &Instance, request: &Request<'_>, tie: Option<String>) -> W
         driver: request.driver,
         host_type: request.host_type,
         demand: request.demand,
-    }
-}
-
-/// Hosts that have not been heard of lately are not ready, whatever they said last.
-fn with_pulse(ctx: &Context, candidates: &mut [Candidate<'_>]) {
-    let (pulse, now) = (ctx.pulse(), Instant::now());
-    for candidate in candidates {
-        candidate.ready &= !pulse.is_silent(candidate.name, now);
     }
 }
 
