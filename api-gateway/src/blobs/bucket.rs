@@ -194,10 +194,10 @@ async fn begin_parts(store: Arc<dyn ObjectStore>, aside: Path) -> Result<WriteMu
 }
 
 fn missing(error: object_store::Error, sha256: &str) -> BlobError {
-    match error {
-        object_store::Error::NotFound { .. } => BlobError::Missing(sha256.to_owned()),
-        error => error.into(),
+    if matches!(error, object_store::Error::NotFound { .. }) {
+        return BlobError::Missing(sha256.to_owned());
     }
+    error.into()
 }
 
 fn is_older(object: &ObjectMeta, age: Duration) -> bool {

@@ -164,10 +164,10 @@ impl Upload {
 }
 
 fn missing(error: std::io::Error, sha256: &str) -> BlobError {
-    match error.kind() {
-        ErrorKind::NotFound => BlobError::Missing(sha256.to_owned()),
-        _ => error.into(),
+    if error.kind() == ErrorKind::NotFound {
+        return BlobError::Missing(sha256.to_owned());
     }
+    error.into()
 }
 
 fn place(root: &Path, sha256: &str) -> PathBuf {
