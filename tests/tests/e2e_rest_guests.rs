@@ -470,6 +470,8 @@ fn v_129_v_130_v_131_values_are_those_of_the_guests() -> Result<()> {
         "mask",
         "ip",
     ];
+    let swap = "dd if=/dev/zero of=/data/swap bs=1M count=16 2>/dev/null; mkswap /data/swap >/dev/null; swapon /data/swap";
+    inside(system, MACHINE, swap)?;
     let one = |name: &str| get_with(system, &json!({"properties": words, "hosts": [{"name": name}]}));
 
     let seen = one(MACHINE)?;
@@ -483,16 +485,17 @@ fn v_129_v_130_v_131_values_are_those_of_the_guests() -> Result<()> {
         seen["memory"] == kib("Used")? / 1024 && seen["total_memory"] == kib("Max")? / 1024,
         "{seen}"
     );
-    ensure!(
-        seen["cpus"].to_string() == inside(system, MACHINE, "nproc")? && seen["cpu"].is_number(),
-        "{seen}"
-    );
+    let cpus: i64 = inside(system, MACHINE, "nproc")?.parse()?;
+    ensure!(seen["cpus"] == cpus && seen["cpu"].is_number(), "{seen}");
     let swap = inside(
         system,
         MACHINE,
         "awk 'NR > 1 {s += $3} END {print int(s / 1024)}' /proc/swaps",
     )?;
-    ensure!(seen["swap"].to_string() == swap, "{seen}");
+    ensure!(
+        swap != "0" && seen["swap"] == swap.parse::<i64>()?,
+        "{swap}: {seen}"
+    );
     let gateway = inside(system, MACHINE, "ip -4 route show default | cut -d ' ' -f 3")?;
     ensure!(seen["gateway"] == gateway.as_str(), "{gateway}: {seen}");
     let address = inside(system, MACHINE, "ip -4 -o addr show dev eth0 | awk '{print $4}'")?;
