@@ -93,7 +93,7 @@ async fn carry(mut client: TcpStream, server: String, mut state: watch::Receiver
 async fn swallow(stream: &mut TcpStream) {
     let _ = tokio::io::copy(stream, &mut tokio::io::sink()).await;
     // The end is swallowed too.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[test]
