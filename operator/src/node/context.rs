@@ -15,6 +15,7 @@ use virtshell_crds::instance::{Driver, Timings};
 use super::access::ssh;
 use super::clone::Clones;
 use super::connection::Connection;
+use super::errands::Errands;
 use super::events::Tell;
 use super::files::Files;
 use super::goal::{Offer, macs};
@@ -22,9 +23,10 @@ use super::guest::Guests;
 use super::metrics::Metrics;
 use super::observed::{Memory, Moment};
 use super::own::Echoes;
+use super::perform::PerformError;
 use super::provision::Jobs;
 use super::queue::Requests;
-use super::storage::{BootFiles, CachedImage, Storage};
+use super::storage::{BootFiles, CachedImage, Storage, StorageError};
 use crate::events::Events;
 
 /// What every part of the agent shares.
@@ -57,6 +59,10 @@ pub struct Context {
     pub jobs: Jobs,
     /// Whose disks are being copied.
     pub clones: Arc<Clones>,
+    /// Images on their way.
+    pub fetches: Errands<Result<Brought, StorageError>>,
+    /// Copies of disks under way, by the uid of the clone.
+    pub copies: Errands<Result<(), PerformError>>,
     /// What libvirt will tell of the agent's own doing.
     pub echoes: Echoes,
     /// Asks for looks.
@@ -94,6 +100,15 @@ pub struct Record {
     pub interference: Option<Tell>,
     /// This agent stopped the guest itself: its end is no surprise.
     pub expected_off: bool,
+}
+
+/// What was brought for one Instance.
+#[derive(Default)]
+pub struct Brought {
+    /// As [`Record::images`].
+    pub images: Vec<(String, CachedImage)>,
+    /// As [`Record::boot`].
+    pub boot: Option<BootFiles>,
 }
 
 impl Context {
@@ -143,6 +158,7 @@ impl Context {
         self.guests.stop(uid);
         self.jobs.forget(uid);
         self.echoes.forget(uid);
+        self.fetches.forget(uid);
         if let Some(key) = &self.ssh_key {
             key.forget(uid);
         }

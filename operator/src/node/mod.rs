@@ -20,6 +20,7 @@ pub mod clone;
 pub mod connection;
 pub mod context;
 pub mod domain_xml;
+pub mod errands;
 pub mod events;
 pub mod files;
 pub mod goal;
@@ -69,6 +70,7 @@ use crate::{cluster, telemetry};
 use access::ssh;
 use connection::{Connection, Signal};
 use context::{Context, Instances};
+use errands::Errands;
 use files::Files;
 use goal::Offer;
 use guest::Guests;
@@ -187,6 +189,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         guests: Arc::new(Guests::default()),
         jobs: provision::Jobs::default(),
         clones: Arc::default(),
+        fetches: Errands::default(),
+        copies: Errands::default(),
         echoes: Echoes::default(),
         requests,
         metrics: metrics.clone(),

@@ -1,5 +1,7 @@
 //! One look at one Instance: observe, plan, perform, report.
 
+mod bring;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,21 +24,18 @@ use super::guest::Watch;
 use super::hypervisor::HypervisorError;
 use super::metadata::differing;
 use super::observed::{DomainState, Files, Moment, Observed, OurDomain, PausedBy, Power};
-use super::perform::{PerformError, Performer, image_key};
+use super::perform::{PerformError, Performer};
 use super::plan::{Action, Blocked, Device, Next, Waiting, patience, plan};
 use super::provision::{self, Job, Stage};
 use super::report::{self, Facts, Failure, OWNED, Outcome, status};
-use super::storage::{ObservedFiles, StorageError};
+use super::storage::ObservedFiles;
 use crate::status::{apply, differs};
+use bring::has_images;
 
 /// How long libvirt may take to answer for itself.
 const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// A slow look at everything, for what events lost.
 const RESYNC: Duration = Duration::from_mins(5);
-/// How long a look waits for an image before it reports and comes back.
-const IMAGE_PATIENCE: Duration = Duration::from_secs(1);
-/// How often the progress of a download is written.
-const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 /// Rounds of one look: a stop, a definition and a start are three.
 const ROUNDS: usize = 6;
 /// How soon to look again at an Instance whose disks are being copied.
@@ -65,6 +64,8 @@ pub async fn reconcile(context: Arc<Context>, uid: String) -> Option<Duration> {
     context.metrics.reconciled(began.elapsed(), error);
     if context.instances.get(&uid).is_some() {
         context.remember(&uid, record);
+    } else {
+        context.fetches.forget(&uid);
     }
     next
 }
@@ -125,6 +126,10 @@ impl Look<'_> {
             };
             return self.refuse(&why, record).await;
         };
+        if goal.machine().is_none() && self.context.copies.is_under_way(&id.uid) {
+            // It would bring back what is removed now. Its end asks for another look.
+            return (None, None);
+        }
         for _ in 0..ROUNDS {
             let seen = match self.observe(connection, &id).await {
                 Ok(seen) => seen,
@@ -229,104 +234,6 @@ impl Look<'_> {
             room.is_ok_and(|room| !room.is_nearly_full()),
             no_space.unwrap_or(true),
         )
-    }
-
-    // --- Images -----------------------------------------------------------------------------------------------------
-
-    /// Brings what the files are made from; `Err` is the end of this look.
-    async fn bring(
-        &self,
-        waiting: Waiting,
-        performer: &Performer<'_>,
-        goal: &Goal,
-        seen: &Seen,
-        record: &mut Record,
-    ) -> Result<(), Ended> {
-        let Some(machine) = performer.machine else {
-            return Err((Some(RESYNC), None));
-        };
-        let Some(source) = machine.clone_of.as_ref().filter(|_| waiting == Waiting::Copy) else {
-            return self.fetch(machine, seen, record).await;
-        };
-        let outcome = Outcome::Waiting(waiting, format!("copying the disks of {}", source.name));
-        self.report(Some(machine), Some(seen), &outcome, record).await;
-        match performer.clone_disks(machine, source).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.failed(goal, Some(seen), &error, record).await),
-        }
-    }
-
-    /// Brings the images into the cache; `Err` is the end of this look: a failure, or a download that takes longer.
-    async fn fetch(&self, machine: &Machine, seen: &Seen, record: &mut Record) -> Result<(), Ended> {
-        let began = Instant::now();
-        let waiting_since = *record.waiting_since.get_or_insert_with(|| self.context.now());
-        match tokio::time::timeout(IMAGE_PATIENCE, self.ensure(machine, record)).await {
-            Ok(Ok(())) => {
-                let waited = self
-                    .context
-                    .now()
-                    .saturating_sub(waiting_since)
-                    .max(began.elapsed());
-                record.timings.image_ms = i64::try_from(waited.as_millis()).unwrap_or(i64::MAX);
-                record.waiting_since = None;
-                Ok(())
-            }
-            Ok(Err(error)) => {
-                record.waiting_since = None;
-                let failure = Failure {
-                    image: true,
-                    ..failure(&PerformError::Storage(error))
-                };
-                Err(self
-                    .report_failure(Some(machine), Some(seen), failure, record)
-                    .await)
-            }
-            Err(_) => {
-                let now = self.context.now();
-                if record
-                    .progress_told
-                    .is_none_or(|told| now.saturating_sub(told) >= PROGRESS_PERIOD)
-                {
-                    record.progress_told = Some(now);
-                    let outcome = Outcome::Waiting(Waiting::Image, self.progress(machine));
-                    self.report(Some(machine), Some(seen), &outcome, record).await;
-                }
-                Err((Some(Duration::ZERO), None))
-            }
-        }
-    }
-
-    async fn ensure(&self, machine: &Machine, record: &mut Record) -> Result<(), StorageError> {
-        for image in machine.images() {
-            let key = image_key(image);
-            if !image.url.is_empty() && !record.images.iter().any(|(known, _)| *known == key) {
-                let cached = self.context.storage.ensure_image(image).await?;
-                record.images.push((key, cached));
-            }
-            if image.boot.is_some() && record.boot.is_none() {
-                record.boot = self.context.storage.ensure_boot(image).await?;
-            }
-        }
-        Ok(())
-    }
-
-    fn progress(&self, machine: &Machine) -> String {
-        let storage = &self.context.storage;
-        let Some((image, progress)) = machine
-            .images()
-            .find_map(|i| Some((i, storage.image_progress(i)?)))
-        else {
-            return "preparing the image".to_owned();
-        };
-        let (done, rate) = (
-            progress.bytes >> 20,
-            progress.bytes_per_second as f64 / f64::from(1 << 20),
-        );
-        let of = match (progress.total, progress.percent()) {
-            (Some(total), Some(percent)) => format!(" of {} MiB ({percent} %)", total >> 20),
-            _ => " MiB".to_owned(),
-        };
-        format!("downloading {}: {done}{of}, {rate:.1} MiB/s", image.name)
     }
 
     // --- Endings ----------------------------------------------------------------------------------------------------
@@ -728,14 +635,6 @@ fn uuid(domain: &DomainState) -> Option<String> {
         DomainState::Ours(domain) => Some(domain.uuid.clone()),
         DomainState::Absent | DomainState::Foreign { .. } => None,
     }
-}
-
-fn has_images(machine: &Machine, record: &Record) -> bool {
-    machine.images().all(|image| {
-        let content =
-            image.url.is_empty() || record.images.iter().any(|(known, _)| *known == image_key(image));
-        content && (image.boot.is_none() || record.boot.is_some())
-    })
 }
 
 /// Finished files, as far as a plan depends on them.
