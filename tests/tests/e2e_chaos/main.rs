@@ -10,6 +10,7 @@ mod clone;
 mod crash;
 mod drift;
 mod libvirtd;
+mod lifecycle;
 mod live;
 mod ownership;
 mod storage;
