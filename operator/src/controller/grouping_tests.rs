@@ -128,11 +128,11 @@ fn one_environment_tells_hosts_of_several_sections_apart() {
         .map(|(n, section)| Offer::of(&host(&format!("h{n}"), &format!("m{}", 9 - n), *section)))
         .collect();
     assert_eq!(
-        hosts_of(&sections, &environment, &offers),
+        hosts_of(&sections, &environment, offers.iter()),
         ["m4", "m5", "m7", "m9"]
     );
     assert_eq!(
-        hosts_of(&Cache::default(), &environment, &offers),
+        hosts_of(&Cache::default(), &environment, offers.iter()),
         ["m5"],
         "no section is there"
     );

@@ -1,14 +1,10 @@
-//! Ways through a machine's life that only a real libvirt and a moment of bad luck show.
+//! A restart that is interrupted, and a host that comes up: what is done once, and by whom.
 
-use anyhow::{Context, Result, ensure};
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use anyhow::{Result, ensure};
 use serde_json::json;
-use virtshell_crds::Image;
-use virtshell_tests::farm::{IMAGE, NAMESPACE};
 use virtshell_tests::wait_for;
 
-use crate::story::{LIMIT, Story, begin, blank, domain, guest, is_ready, with};
+use crate::story::{LIMIT, Story, begin, blank, domain, is_ready, with};
 
 /// How often libvirt has started a domain, by its log of it.
 fn starts(story: &Story, domain: &str) -> Result<usize> {
@@ -49,61 +45,6 @@ async fn a_restart_that_kills_the_agent_in_between_happens_once() -> Result<()> 
     story.end().await
 }
 
-/// Guards: what hangs on a definition goes with it: libvirt refuses to undefine a domain that has a saved memory image or
-/// snapshots, unless it is told to take them along.
-#[tokio::test]
-async fn a_saved_domain_with_snapshots_goes_with_all_of_it() -> Result<()> {
-    let Some(story) = begin().await? else {
-        return Ok(());
-    };
-    story
-        .create("saved", with(blank(), json!({"powerState": "Stopped"})))
-        .await?;
-    let name = domain(&story.ready("saved").await?)?;
-    story.host().signal_agent("KILL")?;
-    story.host().sh(&format!(
-        "virsh -q dumpxml {name} >/run/domain.xml
-         (echo '<domainsnapshot><name>before</name><state>shutoff</state><creationTime>1</creationTime>'; cat /run/domain.xml
-          echo '</domainsnapshot>') >/run/snapshot.xml
-         virsh -q snapshot-create {name} /run/snapshot.xml --redefine
-         mkdir -p /var/lib/libvirt/qemu/save && touch /var/lib/libvirt/qemu/save/{name}.save"
-    ))?;
-    ensure!(
-        story
-            .virsh(&format!("snapshot-list {name} --name"))?
-            .contains("before")
-    );
-    let everywhere = DeleteParams::default();
-    story.instances.delete("saved", &everywhere).await?;
-    story.host().start_agent()?;
-    let gone = async || story.instances.get_opt("saved").await;
-    wait_for("saved to be gone", LIMIT, gone, Option::is_none).await?;
-    let left =
-        format!("find /var/lib/libvirt/qemu /etc/libvirt/qemu -name '*{name}*' -not -path '*/channel/*'");
-    ensure!(story.host().sh(&left)?.is_empty(), "{}", story.host().sh(&left)?);
-    story.end().await
-}
-
-/// Guards: disks that are to be retained outlive their Instance, and nothing else of it does.
-#[tokio::test]
-async fn retained_disks_stay_when_their_instance_goes() -> Result<()> {
-    let Some(story) = begin().await? else {
-        return Ok(());
-    };
-    let spec = json!({"deletionPolicy": "RetainDisks", "disks": [{"name": "data", "sizeMiB": 8}]});
-    story.create("keeps", with(blank(), spec)).await?;
-    let instance = story.ready("keeps").await?;
-    let uid = instance.metadata.uid.context("an Instance has a uid")?;
-    story.delete("keeps").await?;
-    ensure!(story.domains()?.is_empty(), "no domain is left");
-    let left = story.host().sh(&format!("cd /srv/virtshell/vm/{uid} && ls"))?;
-    let mut left: Vec<&str> = left.split_whitespace().collect();
-    left.sort_unstable();
-    ensure!(left == ["disk-data.qcow2", "root.qcow2"], "{left:?}");
-    story.host().sh(&format!("rm -r /srv/virtshell/vm/{uid}"))?;
-    story.end().await
-}
-
 /// Guards: guests with autostart come up with their host, before its agent does; one that is to be stopped does not.
 #[tokio::test]
 async fn autostart_brings_guests_up_before_the_agent() -> Result<()> {
@@ -131,36 +72,5 @@ async fn autostart_brings_guests_up_before_the_agent() -> Result<()> {
     story.host().start_agent()?;
     story.ready("up").await?;
     ensure!(story.qemu("up").await? == pid, "the agent takes it as it is");
-    story.end().await
-}
-
-/// Guards: a machine boots a kernel that its Image names, without a disk to boot from.
-#[tokio::test]
-async fn a_kernel_is_booted_directly() -> Result<()> {
-    let Some(story) = begin().await? else {
-        return Ok(());
-    };
-    let images: Api<Image> = Api::namespaced(story.client.clone(), NAMESPACE);
-    let disk = images.get(IMAGE).await?.spec.download_url.context("a URL")?;
-    let beside = |file: &str| disk.replace("guest.qcow2", file);
-    let image = json!({
-        "apiVersion": virtshell_crds::API_VERSION, "kind": "Image",
-        "metadata": {"name": "kernel", "namespace": NAMESPACE},
-        "spec": {"type": "disk", "boot": {
-            "kernelUrl": beside("vmlinuz"), "initrdUrl": beside("initrd.img"),
-            "cmdline": "console=ttyS0 quiet tsc=reliable no_timer_check our.mark=1"}},
-    });
-    images
-        .create(&PostParams::default(), &serde_json::from_value(image)?)
-        .await?;
-    story
-        .create("direct", with(guest(), json!({"image": "kernel"})))
-        .await?;
-    story.booted("direct").await?;
-    let name = domain(&story.get("direct").await?)?;
-    let said = story.host().in_guest(&name, "cat /proc/cmdline")?;
-    ensure!(said.contains("our.mark=1"), "{said}");
-    story.delete("direct").await?;
-    images.delete("kernel", &DeleteParams::default()).await?;
     story.end().await
 }
