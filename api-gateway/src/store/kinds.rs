@@ -210,6 +210,8 @@ impl Cached for Task {
 }
 
 impl Cached for TaskAssignment {
+    const MANY: bool = true;
+
     fn wire_name(&self) -> &str {
         self.metadata.name.as_deref().unwrap_or_default()
     }
@@ -217,6 +219,13 @@ impl Cached for TaskAssignment {
     fn project(&mut self) {
         self.spec.params = None;
         self.spec.targets.clear();
+        if let Some(status) = &mut self.status {
+            status.conditions.clear();
+            // What was printed is read past the cache: it may be 512 KiB, and stays for as long as the task.
+            for result in &mut status.results {
+                result.output = String::new();
+            }
+        }
     }
 
     fn keys(&self) -> Vec<Key> {
@@ -300,6 +309,24 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn of_an_assignment_no_output_is_kept() {
+        let mut part: TaskAssignment = serde_json::from_value(json!({
+            "apiVersion": virtshell_crds::API_VERSION, "kind": "TaskAssignment",
+            "metadata": {"name": "part", "uid": "u"},
+            "spec": {"task": {"name": "t", "uid": "t"}, "host": "h", "attempt": 0, "type": "execute_command",
+                "timeoutSeconds": 60, "targets": [{"name": "web", "uid": "w"}]},
+            "status": {"results": [{"uid": "w", "name": "web", "state": "Failed", "exitCode": 1, "output": "long"}]},
+        }))
+        .unwrap();
+        part.project();
+        let results = &json!(part)["status"]["results"];
+        assert_eq!(
+            results,
+            &json!([{"uid": "w", "name": "web", "state": "Failed", "exitCode": 1, "truncated": false}])
+        );
+    }
 
     #[test]
     fn of_an_instance_only_what_is_shown_or_decided_by_is_kept() {

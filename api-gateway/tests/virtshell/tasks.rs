@@ -243,6 +243,14 @@ fn results_are_those_of_the_hosts() {
             w.get(&format!("B1/tasks/{task}")).json()["results"] == expected
         })
         .await;
+        let all = w.get("B1/tasks").json();
+        let mut listed = all["tasks"].as_array().unwrap().iter();
+        let listed = listed.find(|listed| listed["uuid"] == task.as_str()).unwrap();
+        assert_eq!(
+            listed["results"],
+            json!([{"name": "WebServer", "id": web, "status": "sucess", "exit_code": 0}]),
+            "lists leave output out"
+        );
         assignments
             .delete(&name, &kube::api::DeleteParams::default())
             .await

@@ -71,7 +71,8 @@ pub async fn get(call: Call) -> Result<Answer, Rejection> {
         return Ok(answer_list(&call, Some(&filter)));
     }
     let task = call.service.permitted_task(&call.caller, Verb::Read, call.id())?;
-    Ok(Answer::ok(&view(&call.service, &task)))
+    let outcomes = call.service.outcomes_with_output(&task).await?;
+    Ok(Answer::ok(&view(&call.service, &task, outcomes)))
 }
 
 pub async fn create(call: Call) -> Result<Answer, Rejection> {
@@ -130,7 +131,11 @@ pub async fn delete_all(call: Call) -> Result<Answer, Rejection> {
 
 fn answer_list(call: &Call, filter: Option<&Filter>) -> Answer {
     let tasks = call.service.visible_tasks(&call.caller, filter);
-    let views: Vec<View> = tasks.iter().map(|task| view(&call.service, task)).collect();
+    let service = &call.service;
+    let views: Vec<View> = tasks
+        .iter()
+        .map(|task| view(service, task, service.outcomes(task)))
+        .collect();
     Answer::list("tasks", &views)
 }
 
@@ -244,7 +249,7 @@ struct OutcomeView {
     /// What a command ended with.
     #[serde(skip_serializing_if = "Option::is_none")]
     exit_code: Option<i32>,
-    /// What it printed, up to 64 KiB.
+    /// What it printed, up to 64 KiB. Lists leave it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     output: Option<String>,
     /// Why it failed.
@@ -252,7 +257,7 @@ struct OutcomeView {
     reason: Option<String>,
 }
 
-fn view(service: &Service, task: &Task) -> View {
+fn view(service: &Service, task: &Task, outcomes: Vec<Outcome>) -> View {
     let status = shown_status(task);
     let mut objects: Vec<NameAndId> = task
         .spec
@@ -296,7 +301,7 @@ fn view(service: &Service, task: &Task) -> View {
             .iter()
             .map(|entry| (word(entry.state), epoch(entry.at.0), entry.log.clone()))
             .collect(),
-        results: service.outcomes(task).into_iter().map(outcome_view).collect(),
+        results: outcomes.into_iter().map(outcome_view).collect(),
         log: status.log,
     }
 }
