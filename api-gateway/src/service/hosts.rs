@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use virtshell_crds::host::DriverWord;
-use virtshell_crds::{Environment, Host, HostSpec, HostType, Instance, Section};
+use virtshell_crds::{Host, HostSpec, HostType, Instance, Section};
 
 use super::error::object_name;
 use super::objects::{keeps_name, put, set};
@@ -130,7 +130,7 @@ impl Service {
         instances
     }
 
-    /// Refuses to take a host out of its section while instances are there through it. `section` is where it goes.
+    /// Refuses to take a host out of its section while instances of the section's environments are there. `section` is where it goes.
     pub(super) fn may_leave_for(&self, host: &Host, section: &str) -> Result<(), ServiceError> {
         let Some(present) = &host.spec.section else {
             return Ok(());
@@ -145,7 +145,10 @@ impl Service {
             .instances_on(host)
             .iter()
             .filter_map(|instance| self.environment_of(instance))
-            .filter(|environment| self.uses_through(environment, host, &present))
+            .filter(|environment| {
+                self.section_of(environment)
+                    .is_some_and(|s| s.metadata.uid == present.metadata.uid)
+            })
             .map(|environment| environment.wire_name().to_owned())
             .collect();
         match environments.first() {
@@ -155,18 +158,6 @@ impl Service {
             )),
             None => Ok(()),
         }
-    }
-
-    /// Whether an environment has this host because of its section alone.
-    fn uses_through(&self, environment: &Environment, host: &Host, section: &Section) -> bool {
-        let names = [host.wire_name().to_owned(), object_name(host).to_owned()];
-        let explicit = environment.spec.hosts.iter().any(|name| names.contains(name));
-        let of_section = environment
-            .spec
-            .section
-            .as_deref()
-            .and_then(|name| self.named::<Section>(name));
-        !explicit && of_section.is_some_and(|s| s.metadata.uid == section.metadata.uid)
     }
 
     fn with_known_section(&self, mut change: HostChange) -> Result<HostChange, ServiceError> {

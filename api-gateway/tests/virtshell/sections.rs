@@ -120,6 +120,18 @@ fn v_061_v_062_v_068_add_host() {
             busy,
             "host fx-gp is in use: instances of enviroment development in its section"
         );
+        // Nor when the enviroment names it.
+        w.send(
+            &Request::new("POST", "B1/enviroments/add_host")
+                .body(&json!({"enviroment": "development", "hosts": ["fx-gp"]})),
+        )
+        .ok("add_host");
+        let again = w
+            .send(&Request::new("PUT", "B1/sections/development_mx/host/fx-gp"))
+            .error(400);
+        assert_eq!(again, busy);
+        w.put("B1/hosts/fx-gp", &json!({"section": "development_mx"}))
+            .error(400);
     });
 }
 
