@@ -61,6 +61,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value = "required")]
     pub auth: Mode,
     /// Where stored files of more than 64 KiB are: a directory, or `s3://bucket/prefix` with `AWS_*` in the environment.
+    /// Below it, each namespace has a part of its own.
     #[arg(
         long,
         env = "VIRTSHELL_FILE_STORE",
@@ -157,7 +158,8 @@ pub async fn serve(
         namespace: args.operator_namespace.clone(),
         name: args.service_account.clone(),
     };
-    let blobs = Blobs::open(&args.file_store).context("--file-store cannot be used")?;
+    let place = args.file_store.of_namespace(&args.namespace);
+    let blobs = Blobs::open(&place).context("--file-store cannot be used")?;
     let service = Service::new(store.clone(), blobs, Nodes::new(client.clone(), account));
     let authenticator = Arc::new(Authenticator::new(store.clone(), args.auth));
     let metrics = Arc::new(Metrics::default());

@@ -40,6 +40,20 @@ pub enum Place {
     },
 }
 
+impl Place {
+    /// The part of it that belongs to one namespace: which blobs are in use only the Files of that namespace say.
+    #[must_use]
+    pub fn of_namespace(&self, namespace: &str) -> Self {
+        match self {
+            Self::Directory(path) => Self::Directory(path.join(namespace)),
+            Self::Bucket { bucket, prefix } => Self::Bucket {
+                bucket: bucket.clone(),
+                prefix: format!("{prefix}/{namespace}").trim_matches('/').to_owned(),
+            },
+        }
+    }
+}
+
 impl FromStr for Place {
     type Err = String;
 
@@ -259,6 +273,18 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(text.parse::<Place>().ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn namespaces_share_no_blobs() {
+        for (whole, part) in [
+            ("/var/lib/files", "/var/lib/files/ns"),
+            ("s3://b", "s3://b/ns"),
+            ("s3://b/a/c", "s3://b/a/c/ns"),
+        ] {
+            let place: Place = whole.parse().unwrap();
+            assert_eq!(place.of_namespace("ns"), part.parse().unwrap());
         }
     }
 }

@@ -253,12 +253,7 @@ impl Service {
     pub async fn sweep_blobs(&self) {
         loop {
             tokio::time::sleep(SWEEP).await;
-            // What is not known is not gone.
-            if self.store.health().is_err() {
-                continue;
-            }
-            let is_used = |sum: &str| !self.store.files.by_key(by::BLOB, sum).is_empty();
-            match self.blobs.sweep(GRACE, is_used).await {
+            match self.sweep_blobs_once(GRACE).await {
                 Ok(0) => {}
                 Ok(swept) => tracing::info!(swept, "removed blobs that no file names"),
                 Err(error) => {
@@ -266,6 +261,22 @@ impl Service {
                 }
             }
         }
+    }
+
+    /// Removes blobs that no File names and that are older than `grace`. Returns how many went: none while it is not known
+    /// what every File names.
+    pub async fn sweep_blobs_once(&self, grace: Duration) -> Result<usize, BlobError> {
+        let files = &self.store.files;
+        if self.store.health().is_err() {
+            return Ok(0);
+        }
+        if !files.is_complete() {
+            tracing::warn!("blobs are not swept while there is a File that does not decode: it may name one");
+            return Ok(0);
+        }
+        self.blobs
+            .sweep(grace, |sum| !files.by_key(by::BLOB, sum).is_empty())
+            .await
     }
 }
 

@@ -49,6 +49,16 @@ impl<K: Cached> Cache<K> {
         self.changed.notify_waiters();
     }
 
+    /// Notes that there is an object that does not decode; see [`Index::leave_out`].
+    pub fn leave_out(&self, uid: &str) {
+        self.write().leave_out(uid);
+    }
+
+    /// Whether every object there is decodes. Who decides by what is *not* here must ask.
+    pub fn is_complete(&self) -> bool {
+        self.read().is_complete()
+    }
+
     /// A list is about to be asked for.
     pub fn begin_list(&self) {
         self.write().begin_list();

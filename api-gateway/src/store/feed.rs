@@ -161,12 +161,17 @@ where
             Ok(object) => {
                 self.cache.put(object, source);
             }
-            Err(invalid) => tracing::warn!(
-                kind = %K::kind(&()),
-                name = invalid.metadata.name,
-                error = %invalid.error,
-                "object does not decode and is left out"
-            ),
+            Err(invalid) => {
+                if let Some(uid) = &invalid.metadata.uid {
+                    self.cache.leave_out(uid);
+                }
+                tracing::warn!(
+                    kind = %K::kind(&()),
+                    name = invalid.metadata.name,
+                    error = %invalid.error,
+                    "object does not decode and is left out"
+                );
+            }
         }
     }
 }

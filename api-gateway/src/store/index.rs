@@ -149,6 +149,8 @@ pub struct Index<K> {
     by_key: HashMap<Key, Uids>,
     /// (creation second, wire name, uid): the order of lists.
     ordered: BTreeSet<(i64, Arc<str>, Uid)>,
+    /// uids of objects that do not decode, by the list that they were seen in, or after.
+    undecodable: HashMap<Uid, u64>,
     removed: HashMap<String, u64>,
     removals: VecDeque<(u64, String)>,
     epoch: u64,
@@ -162,6 +164,7 @@ impl<K> Default for Index<K> {
             by_object_name: HashMap::new(),
             by_key: HashMap::new(),
             ordered: BTreeSet::new(),
+            undecodable: HashMap::new(),
             removed: HashMap::new(),
             removals: VecDeque::new(),
             epoch: 0,
@@ -182,6 +185,7 @@ impl<K: Cached> Index<K> {
             .and_then(|v| v.parse().ok())
             .unwrap_or(0);
         let uid: Uid = meta.uid.as_deref()?.into();
+        self.undecodable.remove(&uid);
         if self.removed.contains_key(&*uid) {
             return None;
         }
@@ -234,9 +238,24 @@ impl<K: Cached> Index<K> {
     /// Removes an object for good; `at` is any clock that only moves forward.
     pub fn remove(&mut self, uid: &str, at: u64) {
         self.take(uid);
+        self.undecodable.remove(uid);
         if self.removed.insert(uid.to_owned(), at).is_none() {
             self.removals.push_back((at, uid.to_owned()));
         }
+    }
+
+    /// Notes that there is an object that does not decode; what was known of it before is still held.
+    pub fn leave_out(&mut self, uid: &str) {
+        let epoch = self.epoch;
+        self.undecodable.insert(uid.into(), epoch);
+        if let Some(entry) = self.by_uid.get_mut(uid) {
+            entry.epoch = epoch;
+        }
+    }
+
+    /// Whether every object there is decodes.
+    pub fn is_complete(&self) -> bool {
+        self.undecodable.is_empty()
     }
 
     /// Drops the memory of removals made before `at`.
@@ -257,6 +276,7 @@ impl<K: Cached> Index<K> {
     /// the list, or was made and removed while it was read; only the API server knows.
     pub fn end_list(&mut self, at: u64) -> Vec<String> {
         let epoch = self.epoch;
+        self.undecodable.retain(|_, seen| *seen == epoch);
         let lacking: Vec<Uid> = self
             .by_uid
             .iter()
@@ -393,6 +413,30 @@ mod tests {
                 .map(|h| ("host", h.clone()))
                 .collect()
         }
+    }
+
+    #[test]
+    fn it_is_complete_when_nothing_there_does_not_decode() {
+        let mut index = Index::default();
+        assert!(index.is_complete());
+        index.leave_out("a");
+        assert!(!index.is_complete());
+        index.put(object("a", "x", 1), Source::Watch);
+        assert!(index.is_complete(), "it decodes by now");
+        index.leave_out("a");
+        index.remove("a", 0);
+        assert!(index.is_complete(), "it is gone");
+
+        index.put(object("b", "y", 2), Source::Watch);
+        index.leave_out("b");
+        index.begin_list();
+        index.leave_out("b");
+        index.end_list(0);
+        assert!(!index.is_complete(), "the list had it");
+        assert!(index.by_uid("b").is_some(), "and what was known of it is still");
+        index.begin_list();
+        index.end_list(0);
+        assert!(index.is_complete(), "the list did not");
     }
 
     fn object(uid: &str, name: &str, version: u64) -> ConfigMap {

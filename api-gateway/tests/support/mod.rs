@@ -212,10 +212,10 @@ impl World {
         let config = config().await;
         let client = Client::try_from(config).unwrap();
         install(&client).await;
-        let namespace = format!("gateway-{}", std::process::id());
+        let namespace = namespace();
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
         apply(&Api::<Namespace>::all(client.clone()), &namespace, &object).await;
-        let (main, root, store, feeds) = gateway(&client, &namespace).await;
+        let (main, root, store, feeds) = gateway(&client, &namespace, &[]).await;
         let world = Self {
             client,
             namespace,
@@ -233,7 +233,12 @@ impl World {
 
     /// Another gateway of this world, behind a client of its own.
     pub async fn second(&self, client: &Client) -> Self {
-        let (main, root, store, feeds) = gateway(client, &self.namespace).await;
+        self.second_with(client, &[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn second_with(&self, client: &Client, flags: &[&str]) -> Self {
+        let (main, root, store, feeds) = gateway(client, &self.namespace, flags).await;
         let versions = Mutex::default();
         let (client, namespace) = (client.clone(), self.namespace.clone());
         let world = Self {
@@ -430,7 +435,11 @@ pub async fn config() -> kube::Config {
 }
 
 /// Starts a gateway on free ports: main address, root address, what it knows.
-async fn gateway(client: &Client, namespace: &str) -> (SocketAddr, SocketAddr, Arc<Store>, Feeds) {
+async fn gateway(
+    client: &Client,
+    namespace: &str,
+    flags: &[&str],
+) -> (SocketAddr, SocketAddr, Arc<Store>, Feeds) {
     let free = "127.0.0.1:0";
     let args = [
         "virtshell-gateway",
@@ -445,7 +454,7 @@ async fn gateway(client: &Client, namespace: &str) -> (SocketAddr, SocketAddr, A
         "--max-upload",
         "2097152",
     ];
-    let args = Args::parse_from(args);
+    let args = Args::parse_from(args.iter().chain(flags));
     let listeners = Listeners::bind(&args).await.unwrap();
     let (main, root) = (
         listeners.main_address().unwrap(),
@@ -457,6 +466,16 @@ async fn gateway(client: &Client, namespace: &str) -> (SocketAddr, SocketAddr, A
         async move { server::serve(&args, &client, served, listeners, CancellationToken::new()).await },
     );
     (main, root, store, feeds)
+}
+
+/// The namespace of this process.
+fn namespace() -> String {
+    format!("gateway-{}", std::process::id())
+}
+
+/// Where the blobs of the namespace are.
+pub fn blob_store() -> PathBuf {
+    file_store().join(namespace())
 }
 
 /// Where the gateways of this process keep blobs.

@@ -1,14 +1,20 @@
 //! 7.11: stored files.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use kube::api::ListParams;
 use md5::{Digest, Md5};
 use serde_json::{Value, json};
+use sha2::Sha256;
 use virtshell_crds::names::object_name;
+use virtshell_gateway::blobs::{Blobs, GRACE, Place};
+use virtshell_gateway::nodes::{Account, Nodes};
+use virtshell_gateway::service::Service;
 
 use crate::protocol::names;
-use crate::support::{Reply, Request, World, file_store, row};
+use crate::support::{Reply, Request, World, blob_store, row};
 
 type Part<'a> = (&'a str, Option<&'a str>, &'a str);
 
@@ -34,11 +40,11 @@ fn content(name: &str) -> Vec<u8> {
 /// Blobs in the file store, finished ones and others.
 fn blobs() -> (usize, usize) {
     let below = |folder: &std::path::Path| std::fs::read_dir(folder).map_or(0, Iterator::count);
-    let shelves = std::fs::read_dir(file_store()).into_iter().flatten().flatten();
+    let shelves = std::fs::read_dir(blob_store()).into_iter().flatten().flatten();
     let shelves = shelves.filter(|shelf| shelf.file_name().len() == 2);
     (
         shelves.map(|shelf| below(&shelf.path())).sum(),
-        below(&file_store().join("uploads")),
+        below(&blob_store().join("uploads")),
     )
 }
 
@@ -327,7 +333,7 @@ fn large_content_is_a_blob() {
         w.get(path).is(200, &json!({"location": format!("blob:{sum}")}));
         assert!(raw(w, "folder/large.bin") == large.as_bytes());
         // A blob that is lost is our fault, and told.
-        std::fs::remove_file(file_store().join(&sum[..2]).join(&sum)).unwrap();
+        std::fs::remove_file(blob_store().join(&sum[..2]).join(&sum)).unwrap();
         let request = Request::new("GET", "B1/static/folder/large.bin").header("Accept", "*/*");
         let error = w.send(&request).error(500);
         assert_eq!(
@@ -558,5 +564,39 @@ fn objects_have_the_names_of_the_contract() {
         );
         let inline: Value = json!(made.spec.content);
         assert_eq!(inline, json!({"inline": "eA=="}));
+    });
+}
+
+#[test]
+fn blobs_that_no_file_names_are_swept() {
+    row(async |w| {
+        let large = |byte: &str| byte.repeat(100_000);
+        for (name, byte) in [("stays", "s"), ("goes", "g")] {
+            send(w, "POST", "B1/files", &[("file", Some(name), &large(byte))]).is(201, &json!({}));
+        }
+        w.delete("B1/files/goes").ok("delete");
+        let account = Account {
+            namespace: w.namespace.clone(),
+            name: "virtshell-gateway".to_owned(),
+        };
+        let store = Place::Directory(blob_store());
+        let service = Service::new(
+            w.store.clone(),
+            Blobs::open(&store).unwrap(),
+            Nodes::new(w.client.clone(), account),
+        );
+        let there = |byte: &str| {
+            let sum = hex::encode(Sha256::digest(large(byte)));
+            blob_store().join(&sum[..2]).join(&sum).exists()
+        };
+        assert_eq!(
+            service.sweep_blobs_once(GRACE).await.unwrap(),
+            0,
+            "they are young"
+        );
+        assert!(there("g") && there("s"));
+        service.sweep_blobs_once(Duration::ZERO).await.unwrap();
+        assert!(!there("g") && there("s"));
+        assert!(raw(w, "stays") == large("s").as_bytes());
     });
 }
