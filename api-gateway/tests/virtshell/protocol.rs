@@ -204,8 +204,11 @@ fn v_024_every_base_with_and_without_slash() {
 #[test]
 fn v_026_clock_skew() {
     row(async |w| {
-        for (age, status) in [(901, 403), (899, 200), (-901, 403), (-899, 200)] {
+        for (age, status) in [(901, 403), (900, 200), (-902, 403), (-900, 200)] {
             let mut request = Request::new("GET", "B1/hosts");
+            // Dates are whole seconds: early in one, the request arrives in the same.
+            w.until("a second begins", || Timestamp::now().subsec_millisecond() < 100)
+                .await;
             request.date = Timestamp::now() - SignedDuration::from_secs(age);
             let reply = w.send(&request);
             assert_eq!(reply.status, status, "{age}");
