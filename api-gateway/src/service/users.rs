@@ -114,13 +114,13 @@ impl Service {
             return Err(forbidden(caller, Verb::Update, Kind::User, &name));
         }
         keeps_name(change.name.as_ref(), &name)?;
-        if change.user_type == Some(UserType::Regular) && self.is_last_system_user(user) {
+        let groups = self.group_names(change.groups.clone())?;
+        if change.user_type == Some(UserType::Regular) && !self.may_lose_system(caller, user).await? {
             return Err(ServiceError::invalid(
                 Field::Type,
                 format!("{name} is the last system user"),
             ));
         }
-        let groups = self.group_names(change.groups.clone())?;
         self.change(caller, user, |user| {
             put(&mut user.spec.type_, change.user_type);
             set(&mut user.spec.login, change.login.clone());
@@ -135,15 +135,15 @@ impl Service {
     }
 
     /// Removes a user and its keys.
-    pub async fn delete_user(&self, user: &User) -> Result<(), ServiceError> {
-        if self.is_last_system_user(user) {
+    pub async fn delete_user(&self, caller: &Caller, user: &Arc<User>) -> Result<(), ServiceError> {
+        if !self.may_lose_system(caller, user).await? {
             return Err(ServiceError::InUse {
                 kind: Kind::User,
                 name: user.wire_name().to_owned(),
                 by: "the system, whose last system user it is".to_owned(),
             });
         }
-        self.remove(user).await?;
+        self.remove(user.as_ref()).await?;
         // Its owner reference would do, but a new user of this name must not meet the old keys.
         if let Some(secret) = self.store().secrets.by_object_name(&user.credentials_secret()) {
             match self.store().secrets.delete(secret.as_ref()).await {
@@ -152,6 +152,36 @@ impl Service {
             }
         }
         Ok(())
+    }
+
+    /// Makes a user a regular one, unless there is no other system user; `false` then.
+    ///
+    /// Another replica may do that to the other one at the same moment, each of them counting on what the other takes away. So
+    /// the API server is asked who is left after the change, and it is undone when that is nobody: of two at once, at most one
+    /// comes through.
+    async fn may_lose_system(&self, caller: &Caller, user: &Arc<User>) -> Result<bool, ServiceError> {
+        if self.is_last_system_user(user) {
+            return Ok(false);
+        }
+        let become_ = async |user: &Arc<User>, type_| {
+            self.change(caller, user, |user| {
+                user.spec.type_ = type_;
+                Ok(())
+            })
+            .await
+        };
+        let Some(regular) = become_(user, UserType::Regular).await? else {
+            return Ok(true);
+        };
+        let left = self.store().users.list_whole().await.map(|users| {
+            users
+                .iter()
+                .any(|user| user.spec.type_ == UserType::System && user.metadata.deletion_timestamp.is_none())
+        });
+        if !matches!(left, Ok(true)) {
+            become_(&regular, UserType::System).await?;
+        }
+        left.map_err(|error| ServiceError::of_write(error, Kind::User, user.wire_name()))
     }
 
     fn is_last_system_user(&self, user: &User) -> bool {

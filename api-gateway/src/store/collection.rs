@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Error};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -95,6 +95,13 @@ where
     /// Reads all of the object past the cache, which keeps less of it and is not told.
     pub async fn whole(&self, name: &str) -> Result<K, StoreError> {
         bounded(self.api.get(name)).await
+    }
+
+    /// Reads all objects past the cache.
+    pub async fn list_whole(&self) -> Result<Vec<K>, StoreError> {
+        bounded(self.api.list(&ListParams::default()))
+            .await
+            .map(|list| list.items)
     }
 
     /// Deletes exactly this object. It may stay for a while when finalizers hold it; [`Cache::is_gone`] waits for the

@@ -65,7 +65,7 @@ pub async fn delete(call: Call) -> Result<Answer, Rejection> {
     let user = call
         .service
         .permitted::<User>(&call.caller, Verb::Delete, call.id())?;
-    call.service.delete_user(&user).await?;
+    call.service.delete_user(&call.caller, &user).await?;
     Ok(Answer::success("delete"))
 }
 
