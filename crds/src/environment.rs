@@ -25,10 +25,11 @@ use crate::rules;
     printcolumn(name = "Instances", type_ = "integer", json_path = ".status.instances"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = rules::short_name(),
+    validation = rules::keeps_name(),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct EnvironmentSpec {
-    /// The name REST clients use. Default: metadata.name.
+    /// The name REST clients use, and others refer to. Default: metadata.name. Fixed, but for one that another object has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^\x00-\x1f\x7f]+$"))]
     pub display_name: Option<String>,

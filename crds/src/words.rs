@@ -5,6 +5,8 @@
 
 /// Reason for a change of a field that is fixed at creation.
 pub const IMMUTABLE: &str = "cannot change once set";
+/// Reason for another name of what others refer to by its name.
+pub const KEEPS_NAME: &str = "cannot change once set, but to end a NameConflict";
 /// Reason for a smaller root disk.
 pub const ONLY_GROWS: &str = "may only grow";
 /// Reason for a permission string that does not parse.

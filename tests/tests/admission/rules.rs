@@ -43,6 +43,7 @@ const SOURCE: &str =
 const PERMISSIONS: &str = "Field permissions: must be nine of r, w, x, - or _: three triplets (owner, group, others), no letter twice in a triplet";
 const LAUNCH: &str = "Field launch: min must not be greater than max";
 const ONLY_GROWS: &str = "Field diskMiB: may only grow";
+const KEEPS_NAME: &str = "Field displayName: cannot change once set, but to end a NameConflict";
 const LONG_NAME: &str = "Field name: must have at most 63 characters";
 
 /// Every row.
@@ -377,10 +378,36 @@ fn changed() -> Vec<Row> {
 /// `metadata.name` of every kind: the generated names are filled up to a length.
 fn named() -> Vec<Row> {
     let length = |length: usize| json!({"metadata": {"name": length}});
-    least()
+    let kinds = least();
+    let long = kinds
         .iter()
-        .map(|(kind, _)| create(kind, "name", LONG_NAME, length(63), length(64)))
+        .map(|(kind, _)| create(kind, "name", LONG_NAME, length(63), length(64)));
+    long.chain(["Environment", "Section"].into_iter().flat_map(renamed))
         .collect()
+}
+
+/// What others refer to by its name.
+fn renamed(kind: &'static str) -> [Row; 2] {
+    let name = |name: Value| spec(json!({"displayName": name, "description": "d"}));
+    let row = |rule: &str, before, admitted, refused| Row {
+        before: Some(before),
+        ..create(kind, rule, KEEPS_NAME, admitted, refused)
+    };
+    let valid = spec(json!({"displayName": "a"}));
+    [
+        row(
+            "a name is changed",
+            valid.clone(),
+            name(json!("a")),
+            name(json!("b")),
+        ),
+        row(
+            "a name is taken away",
+            valid.clone(),
+            name(json!("a")),
+            name(json!(null)),
+        ),
+    ]
 }
 
 /// Admission policies that a user meets.

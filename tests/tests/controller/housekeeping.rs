@@ -58,6 +58,21 @@ async fn the_oldest_keeps_a_name_until_it_goes() -> anyhow::Result<()> {
         |words: &'static str| move |e: &Environment| accepted(e.status.as_ref().map(|s| json!(s))) == words;
     let refused = says("False/NameConflict: enviroment e already exists (object e)");
     w.until("f", "to be refused", refused).await?;
+    // Others refer to it by its name, so that changes only while it means another object.
+    let rename = |name: &str| json!({"spec": {"displayName": name}});
+    w.create::<Environment>("g", json!({"displayName": "e"})).await?;
+    w.until("g", "to be refused", |e: &Environment| {
+        accepted(e.status.as_ref().map(|s| json!(s))).contains("NameConflict")
+    })
+    .await?;
+    w.patch::<Environment>("g", rename("renamed")).await?;
+    w.until("g", "to have a name", says(valid)).await?;
+    let again = w.patch::<Environment>("g", rename("again")).await;
+    let again = again.map(drop).expect_err("it has its name").to_string();
+    anyhow::ensure!(
+        again.contains("Field displayName: cannot change once set"),
+        "{again}"
+    );
     w.api::<Environment>()
         .delete("e", &DeleteParams::default())
         .await?;
