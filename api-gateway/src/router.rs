@@ -1,13 +1,16 @@
 //! What answers which path, for one listener: operational endpoints, then the dialects.
 
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+
+use futures::FutureExt;
 
 use crate::dialects::{Dialect, RequestId, Trace};
 use crate::metrics::Metrics;
@@ -15,6 +18,13 @@ use crate::store::Store;
 
 /// Names a request in logs; a client's own is kept.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How many characters of a path the access log keeps: a path may have 64 KB.
+const MAX_PATH_LOGGED: usize = 256;
+
+/// Who sends a request, as an extension of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// What one listener serves.
 pub struct Gateway {
@@ -46,6 +56,7 @@ async fn answer(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Re
     let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
+    let client = request.extensions().get::<Peer>().map(|peer| peer.0);
     let claimed = gateway
         .dialects
         .iter()
@@ -55,7 +66,7 @@ async fn answer(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Re
         return StatusCode::NOT_IMPLEMENTED.into_response();
     };
     request.extensions_mut().insert(id.clone());
-    let mut response: Response<Body> = dialect.answer(request).await;
+    let mut response = guarded(dialect.as_ref(), request).await;
     let trace = response.extensions_mut().remove::<Trace>().unwrap_or_default();
     let (status, took) = (response.status().as_u16(), began.elapsed());
     gateway
@@ -65,7 +76,8 @@ async fn answer(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Re
         request.id = id.as_str(),
         dialect = dialect.name(),
         method = method.as_str(),
-        path,
+        client = client.map(tracing::field::display),
+        path = brief(&path),
         route = trace.route,
         user = trace.user,
         status,
@@ -76,11 +88,34 @@ async fn answer(State(gateway): State<Arc<Gateway>>, mut request: Request) -> Re
     response
 }
 
+/// The dialect's answer; a panic is a bug, and one request's alone.
+async fn guarded(dialect: &dyn Dialect, request: Request) -> Response {
+    // What was being changed is dropped with the request; everything shared is behind locks that outlive a panic.
+    let answer = AssertUnwindSafe(async { dialect.answer(request).await });
+    answer.catch_unwind().await.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        tracing::error!(
+            dialect = dialect.name(),
+            panic = text.unwrap_or("?"),
+            "answering a request panicked"
+        );
+        dialect.broken()
+    })
+}
+
 fn readyz(store: &Store) -> Response {
     match store.health() {
         Ok(()) => "ok\n".into_response(),
         Err(stale) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {stale}\n")).into_response(),
     }
+}
+
+/// The beginning of a path.
+fn brief(path: &str) -> &str {
+    path.char_indices()
+        .nth(MAX_PATH_LOGGED)
+        .map_or(path, |(end, _)| &path[..end])
 }
 
 fn metrics(metrics: &Metrics) -> Response {
@@ -110,4 +145,48 @@ fn request_id(headers: &HeaderMap) -> RequestId {
         let id = uuid::Uuid::new_v4().simple().to_string();
         HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("unknown"))
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::Request;
+    use futures::future::BoxFuture;
+
+    use super::*;
+
+    /// Panics while it makes the answer, or while it is waited for.
+    struct Buggy {
+        at_once: bool,
+    }
+
+    impl Dialect for Buggy {
+        fn name(&self) -> &'static str {
+            "buggy"
+        }
+
+        fn claims(&self, _: &str) -> bool {
+            true
+        }
+
+        fn answer(&self, _: Request<Body>) -> BoxFuture<'static, Response<Body>> {
+            assert!(!self.at_once, "at once");
+            Box::pin(async { panic!("later") })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer() {
+        for at_once in [true, false] {
+            let request = Request::new(Body::empty());
+            let response = guarded(&Buggy { at_once }, request).await;
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        }
+    }
+
+    #[test]
+    fn a_path_in_the_log_has_an_end() {
+        assert_eq!(brief("/hosts"), "/hosts");
+        assert_eq!(brief(&"ä".repeat(300)), "ä".repeat(256));
+    }
 }

@@ -22,7 +22,7 @@ use crate::dialects::agents::Agents;
 use crate::dialects::virtshell::{Limits, VirtShell};
 use crate::metrics::Metrics;
 use crate::nodes::{Account, Nodes};
-use crate::router::{Gateway, router};
+use crate::router::{Gateway, Peer, router};
 use crate::service::Service;
 use crate::store::Store;
 
@@ -213,12 +213,12 @@ async fn listen(mut listener: TcpListener, gateway: Gateway, ended: Cancellation
     loop {
         // It waits and goes on where the system has no more sockets to give.
         let accepted = axum::serve::Listener::accept(&mut listener);
-        let Some((stream, _)) = ended.run_until_cancelled(accepted).await else {
+        let Some((stream, peer)) = ended.run_until_cancelled(accepted).await else {
             break;
         };
         // Answers are written whole: to wait for more would only delay them.
         let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router.clone().layer(axum::Extension(Peer(peer))));
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let ended = ended.clone();
         connections.spawn(async move {

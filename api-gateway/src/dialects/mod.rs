@@ -7,7 +7,8 @@ pub mod agents;
 pub mod virtshell;
 
 use axum::body::Body;
-use axum::http::{HeaderValue, Request, Response};
+use axum::http::{HeaderValue, Request, Response, StatusCode};
+use axum::response::IntoResponse;
 use futures::future::BoxFuture;
 
 /// One REST API.
@@ -18,8 +19,13 @@ pub trait Dialect: Send + Sync {
     /// Whether a path, as on the wire, is one of its own.
     fn claims(&self, path: &str) -> bool;
 
-    /// Answers a request; never fails, never panics.
+    /// Answers a request; never fails.
     fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
+
+    /// What a client gets when answering panicked, in the dialect's own envelope.
+    fn broken(&self) -> Response<Body> {
+        StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    }
 }
 
 /// The id of a request, as an extension of it: in the access log, in the answer, and on what the request writes.

@@ -17,7 +17,7 @@ use virtshell_crds::{File, FileContent, FileSpec, names as derived};
 
 use super::error::object_name;
 use super::names;
-use super::objects::{Ownership, checked_permissions, modified, permit};
+use super::objects::{Ownership, checked_permissions, forbidden, may, modified, permit};
 use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
 use crate::blobs::{BlobError, Content, GRACE, Intake};
 use crate::store::{Cached, by};
@@ -67,7 +67,7 @@ impl Service {
     /// The file that a URI names, by uuid, `folder/name` or a name that only one folder has, if the caller may do this with
     /// it.
     pub fn permitted_file(&self, caller: &Caller, verb: Verb, id: &str) -> Result<Arc<File>, ServiceError> {
-        let found = self.look_up_file(id)?;
+        let found = self.look_up_file(caller, id)?;
         let file = found.ok_or_else(|| ServiceError::NotFound {
             kind: Kind::File,
             name: id.to_owned(),
@@ -85,7 +85,8 @@ impl Service {
         urls: impl IntoIterator<Item = &'a String>,
     ) -> Result<(), ServiceError> {
         for name in urls.into_iter().filter_map(|url| file_of(url)) {
-            if let Ok(Some(file)) = self.look_up_file(&name) {
+            // Several folders may have it: then the controller asks which one is meant.
+            if let Ok(Some(file)) = self.look_up_file(caller, &name) {
                 permit(caller, Verb::Read, file.as_ref())?;
             }
         }
@@ -93,15 +94,16 @@ impl Service {
     }
 
     /// The file that a value of the input names, in the same ways.
-    pub(super) fn referenced_file(&self, id: &str) -> Result<Arc<File>, ServiceError> {
-        let found = self.look_up_file(id)?;
+    pub(super) fn referenced_file(&self, caller: &Caller, id: &str) -> Result<Arc<File>, ServiceError> {
+        let found = self.look_up_file(caller, id)?;
         found.ok_or_else(|| ServiceError::UnknownReference {
             kind: Kind::File,
             name: id.to_owned(),
         })
     }
 
-    fn look_up_file(&self, id: &str) -> Result<Option<Arc<File>>, ServiceError> {
+    /// Of files of that name in several folders, those count that the caller may read: it learns of no others.
+    fn look_up_file(&self, caller: &Caller, id: &str) -> Result<Option<Arc<File>>, ServiceError> {
         let files = &self.store().files;
         if is_uuid(id) {
             return Ok(files.by_uid(id));
@@ -109,7 +111,14 @@ impl Service {
         if let Some(file) = files.by_wire_name(id) {
             return Ok(Some(file));
         }
-        match files.by_key(by::FILE_NAME, id).as_slice() {
+        let mut named = files.by_key(by::FILE_NAME, id);
+        if named.len() > 1 {
+            named.retain(|file| may(caller, Verb::Read, Some(file.as_ref())));
+            if named.is_empty() {
+                return Err(forbidden(caller, Verb::Read, Kind::File, id));
+            }
+        }
+        match named.as_slice() {
             [] => Ok(None),
             [file] => Ok(Some(file.clone())),
             several => {

@@ -103,7 +103,7 @@ impl Service {
         };
         match copy.source {
             CopySource::File(id) => {
-                let file = self.referenced_file(&id)?;
+                let file = self.referenced_file(caller, &id)?;
                 permit(caller, Verb::Use, file.as_ref())?;
                 params.file = Some(object_name(file.as_ref()).to_owned());
             }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde_json::{Value, json};
 use virtshell_crds::task::{TaskHistory, TaskParams, TaskTarget};
 use virtshell_crds::{
-    ANNOTATION_CREATED_BY, ANNOTATION_INITIAL_STATUS, Instance, Task, TaskSpec, TaskState, TaskStatus,
+    ANNOTATION_CREATED_BY, ANNOTATION_INITIAL_STATUS, Instance, Task, TaskSpec, TaskState, TaskStatus, words,
 };
 
 use super::error::{object_name, uid};
@@ -243,13 +243,19 @@ impl Service {
         task: &Arc<Task>,
         change: &TaskChange,
     ) -> Result<(), ServiceError> {
-        let asks_for_nothing_else = change.description.is_none()
-            && change.task_type.is_none()
-            && change.progress.log.is_none()
-            && change.progress.stage.is_none();
+        // What is done, and to what, was said by the request that made it.
+        for (field, is_given) in [
+            (Field::Description, change.description.is_some()),
+            (Field::Type, change.task_type.is_some()),
+        ] {
+            if is_given {
+                return Err(ServiceError::invalid(field, words::IMMUTABLE));
+            }
+        }
+        // Its log is the controller's: one that comes along is not kept.
         match change.progress.state {
-            None if asks_for_nothing_else => Ok(()),
-            Some(TaskState::Pending) if asks_for_nothing_else => {
+            None => Ok(()),
+            Some(TaskState::Pending) => {
                 self.change(caller, task, |task| {
                     task.spec.retry += i32::from(is_finished(state_of(task)));
                     Ok(())
@@ -257,10 +263,12 @@ impl Service {
                 .await?;
                 Ok(())
             }
-            _ => Err(ServiceError::invalid(
-                Field::Status,
-                "only pending can be set on VirtShell's own tasks: it asks for a new try",
-            )),
+            Some(TaskState::InProgress | TaskState::Succeeded | TaskState::Failed) => {
+                Err(ServiceError::invalid(
+                    Field::Status,
+                    "only pending can be set on VirtShell's own tasks: it asks for a new try",
+                ))
+            }
         }
     }
 

@@ -191,6 +191,5 @@ fn refusal(status: &kube::core::Status) -> String {
     if let Some(at) = cause.message.find("Field ") {
         return cause.message[at..].to_owned();
     }
-    let field = cause.field.rsplit('.').next().unwrap_or_default();
-    format!("Field {field}: {}", cause.message)
+    format!("Field {}: {}", cause.field, cause.message)
 }

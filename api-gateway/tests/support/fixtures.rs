@@ -71,12 +71,13 @@ pub fn secret(user: &str) -> String {
 /// Puts everything back as the contract says, and waits until the gateway knows.
 pub async fn reset(world: &World) {
     let client = &world.client;
-    let sections = ["development_co", "development_mx", "backend_development_04"];
-    let sections: Vec<Value> = sections
-        .iter()
-        .map(|name| object("Section", name, &json!({}), &Value::Null))
-        .collect();
-    sync::<Section>(world, Api::all(client.clone()), &world.store.sections, &sections).await;
+    sync::<Section>(
+        world,
+        Api::all(client.clone()),
+        &world.store.sections,
+        &sections(),
+    )
+    .await;
     sync::<Host>(world, Api::all(client.clone()), &world.store.hosts, &hosts()).await;
     sync::<Environment>(world, world.api(), &world.store.environments, &environments()).await;
     sync::<Image>(world, world.api(), &world.store.images, &images()).await;
@@ -87,6 +88,31 @@ pub async fn reset(world: &World) {
     sync::<Group>(world, world.api(), &world.store.groups, &groups()).await;
     sync::<User>(world, world.api(), &world.store.users, &users()).await;
     secrets(world).await;
+}
+
+/// Wire names of the fixtures of a collection.
+pub fn names(collection: &str) -> Vec<String> {
+    let objects = match collection {
+        "hosts" => hosts(),
+        "sections" => sections(),
+        "enviroments" => environments(),
+        "images" => images(),
+        "provisioners" => provisioners(),
+        "instances" => instances(),
+        "files" => files(),
+        "groups" => groups(),
+        "users" => users(),
+        other => panic!("{other} have no names"),
+    };
+    let name = |object: &Value| object["spec"]["displayName"].as_str().unwrap().to_owned();
+    objects.iter().map(name).collect()
+}
+
+fn sections() -> Vec<Value> {
+    ["development_co", "development_mx", "backend_development_04"]
+        .iter()
+        .map(|name| object("Section", name, &json!({}), &Value::Null))
+        .collect()
 }
 
 fn object(kind: &str, name: &str, spec: &Value, status: &Value) -> Value {

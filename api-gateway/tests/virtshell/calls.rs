@@ -244,6 +244,40 @@ fn what_is_refused() {
 }
 
 #[test]
+fn the_instance_in_the_path_comes_before_the_members_of_the_body() {
+    row(async |w| {
+        w.put("B1/instances/WebServer", &json!({"permissions": "rwx------"}))
+            .ok("update");
+        for call in [
+            "start_instance",
+            "stop_instance",
+            "restart_instance",
+            "clone_instance",
+        ] {
+            let send = |name: &str| {
+                let path = format!("B1/instances/{call}/{name}");
+                let body = json!({"instances": 1, "new_name": 1});
+                w.send(&Request::new("POST", &path).by("demouser").body(&body))
+            };
+            assert_eq!(send("nope").error(404), "instance nope not found", "{call}");
+            let message = send("WebServer").error(403);
+            assert!(
+                message.ends_with("execute actions on instance WebServer"),
+                "{message}"
+            );
+            send("WebServer001").error(400);
+        }
+        // By query it is the name of a new one, not a call.
+        let started = w.post("B1/instances?id=start_instance", &json!({"name": "WebServer"}));
+        assert_eq!(
+            started.error(400),
+            "Field name: differs from the name in the path"
+        );
+        w.get("B1/instances?id=start_instance").error(404);
+    });
+}
+
+#[test]
 fn acting_needs_x_and_r() {
     row(async |w| {
         let demouser = |body: Value| {

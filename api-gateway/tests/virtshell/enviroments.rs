@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use virtshell_crds::Instance;
 
-use crate::protocol::names;
+use crate::protocol::lists_fixtures;
 use crate::support::{Request, row};
 
 fn b_env() -> Value {
@@ -62,10 +62,7 @@ fn v_072_v_073_v_074_v_075_list_and_get() {
             "B1/environment",
         ] {
             let list = w.get(path).json();
-            assert!(
-                names(&list["enviroments"]).contains(&"backend_development".to_owned()),
-                "{list}"
-            );
+            lists_fixtures(&list["enviroments"], "enviroments");
         }
         let path = "B2/enviroments/backend_development";
         w.get(path)

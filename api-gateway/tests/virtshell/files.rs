@@ -189,6 +189,17 @@ fn v_142_v_144_v_149_delete() {
         let by_uri = format!("B2/files/http://{}/api/virtshell/v1/files/{SEED}", w.address());
         w.delete(&by_uri).ok("delete");
         w.delete(&by_uri).error(404);
+        let again = [
+            ("file_data", Some(SEED), "again"),
+            ("folder_name", None, "ubuntu_seeds"),
+        ];
+        send(w, "POST", "B2/files", &again).is(201, &json!({}));
+        let in_folder = format!(
+            "B2/files/http://{}/api/virtshell/v1/files/ubuntu_seeds/{SEED}",
+            w.address()
+        );
+        w.delete(&in_folder).ok("delete");
+        w.delete(&in_folder).error(404);
         w.delete(&format!("B2/files?id={my}")).ok("delete");
         w.delete(&format!("B2/files/{docker}")).ok("delete");
         assert!(w.get("B2/files").json()["files"].as_array().unwrap().is_empty());
@@ -274,7 +285,11 @@ fn v_148_content_as_a_string() {
 fn v_150_permissions_alone() {
     row(async |w| {
         let parts = [("permissions", None, "xwrxwrx__")];
-        send(w, "PUT", "B0/files/", &parts).exactly(400, &json!({"error": "missing name parameter"}));
+        let missing = json!({"error": "missing name parameter"});
+        send(w, "PUT", "B0/files/", &parts).exactly(400, &missing);
+        // Whatever is sent: it is not read.
+        let large = "x".repeat(1200 * 1024);
+        send(w, "PUT", "B0/files/", &[("file_data", Some("n"), &large)]).exactly(400, &missing);
         let path = format!("B0/files/{DOCKERFILE}");
         send(w, "PUT", &path, &parts).ok("update");
         w.get(&path).is(
@@ -284,6 +299,40 @@ fn v_150_permissions_alone() {
         w.put(&path, &json!({"permissions": "rwxr-xr--"})).ok("update");
         w.get(&path).is(200, &json!({"permissions": "rwxr-xr--"}));
         assert_eq!(raw(w, DOCKERFILE), content(DOCKERFILE));
+    });
+}
+
+#[test]
+fn a_name_in_several_folders_is_that_of_the_readable_one() {
+    row(async |w| {
+        let by = |user, method, path: &str| w.send(&Request::new(method, path).by(user));
+        for (folder, permissions) in [("open", "rwxr--r--"), ("hidden", "rwx------")] {
+            let parts = [
+                ("file_data", Some("twice"), folder),
+                ("folder_name", None, folder),
+                ("permissions", None, permissions),
+            ];
+            send(w, "POST", "B1/files", &parts).is(201, &json!({}));
+        }
+        let all = by("tester", "GET", "B1/files/twice").error(400);
+        assert!(all.ends_with("say one of hidden/twice, open/twice"), "{all}");
+        by("demouser", "GET", "B1/files/twice").is(200, &json!({"folder_name": "open"}));
+        by("demouser", "DELETE", "B1/files/twice").error(403);
+        w.put("B1/files/open/twice", &json!({"permissions": "rwx------"}))
+            .ok("update");
+        assert_eq!(
+            by("demouser", "GET", "B1/files/twice").error(403),
+            "User demouser is not allowed to read file twice",
+            "not where it is"
+        );
+    });
+}
+
+#[test]
+fn static_files_by_query() {
+    row(async |w| {
+        let one = w.get(&format!("B1/static/files/{DOCKERFILE}")).json();
+        assert_eq!(w.get(&format!("B1/static/files?id={DOCKERFILE}")).json(), one);
     });
 }
 

@@ -126,13 +126,15 @@ fn v_034_by_query() {
             .as_str()
             .unwrap()
             .to_owned();
-        for id in [uuid.to_uppercase(), uuid] {
+        for id in [uuid.to_uppercase(), uuid.clone()] {
             let path = format!("B2/hosts?id={id}");
             w.get(&path).is(200, &json!({"name": "host-01-pdn"}));
             w.put(&path, &json!({"memory": "24GB", "capacity": "750GB"}))
                 .ok("update");
         }
-        w.delete("B2/hosts?id=host-01-pdn").ok("delete");
+        w.get("B2/hosts/host-01-pdn")
+            .is(200, &json!({"memory": "24GB", "capacity": "750GB"}));
+        w.delete(&format!("B2/hosts?id={uuid}")).ok("delete");
         w.get("B2/hosts/host-01-pdn").error(404);
     });
 }

@@ -167,6 +167,22 @@ fn what_is_refused() {
                 "Field group: ",
             ),
             (
+                json!({"name": "i", "type": "iso", "download_url": "image.iso"}),
+                "Field download_url: must be a URL",
+            ),
+            (
+                json!({"name": "i", "type": "iso", "preseed_file": "/etc/answers"}),
+                "Field preseed_url: must be a URL",
+            ),
+            (
+                json!({"name": "i", "type": "iso", "container_resource": "gw/files/a"}),
+                "Field container_resource: must be a URL",
+            ),
+            (
+                json!({"name": "i", "type": "iso", "download_url": format!("http://h/{}", "x".repeat(3000))}),
+                "Field download_url: ",
+            ),
+            (
                 json!({"name": "i", "type": "iso", "download_url": ""}),
                 "Field download_url: ",
             ),

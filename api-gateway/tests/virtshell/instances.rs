@@ -329,6 +329,24 @@ fn v_110_get_by_name_and_uuid() {
 }
 
 #[test]
+fn the_enviroment_by_each_of_its_names() {
+    row(async |w| {
+        for member in ["enviroment", "environment", "environments"] {
+            let mut body =
+                json!({"name": format!("in_{member}"), "provisioner": "all_backend", "driver": "lxc"});
+            body[member] = json!("backend_development");
+            let made = created(w, "B1/instances", &body);
+            assert_eq!(made["enviroment"], "backend_development", "{member}");
+        }
+        w.post(
+            "B1/enviroments/add_host",
+            &json!({"environments": "development", "hosts": ["fx-gp"]}),
+        )
+        .is(200, &json!({"add_host": "success"}));
+    });
+}
+
+#[test]
 fn v_111_v_114_v_116_drivers() {
     row(async |w| {
         let supported = "is not supported; supported drivers: kvm, qemu, lxc";
@@ -340,20 +358,25 @@ fn v_111_v_114_v_116_drivers() {
         }
         w.post("B0/instances/", &with(&json!({"driver": "xen"})))
             .error(400);
-        let sized = json!({"memory": 1024, "cpus": 2, "hdsize": "2GB", "operating_system": UBUNTU, "enviroment": "bigdata_test_01"});
-        created(w, "B0/instances/", &with(&sized));
-        let provisioners = [
-            "simple_web_site",
-            "generic_simple_web_site",
-            "generic_web_site_for_centos",
-        ];
-        for (n, provisioner) in provisioners.iter().enumerate() {
-            let mut body = json!({"name": format!("website{}", n + 1), "memory": 1024, "cpus": 1, "hdsize": "2GB",
+        let mut sized = with(
+            &json!({"memory": 1024, "cpus": 2, "hdsize": "2GB", "operating_system": UBUNTU,
+            "enviroment": "bigdata_test_01", "driver": "docker"}),
+        );
+        assert!(w.post("B0/instances/", &sized).error(501).ends_with(supported));
+        sized["driver"] = json!("lxc");
+        created(w, "B0/instances/", &sized);
+        for (n, cpus, provisioner) in [
+            (1, 2, "simple_web_site"),
+            (2, 1, "generic_simple_web_site"),
+            (3, 1, "generic_web_site_for_centos"),
+        ] {
+            let mut body = json!({"name": format!("website{n}"), "memory": 1024, "cpus": cpus, "hdsize": "2GB",
                 "description": "WebServer", "enviroment": "development", "provisioner": provisioner,
                 "host_type": "GeneralPurpose", "driver": "docker"});
-            w.post("B0/instances/", &body).error(501);
+            assert!(w.post("B0/instances/", &body).error(501).ends_with(supported));
             body["driver"] = json!("lxc");
-            created(w, "B0/instances/", &body);
+            let made = created(w, "B0/instances/", &body);
+            assert_eq!(made["cpus"], json!(cpus));
         }
         created(
             w,

@@ -115,6 +115,8 @@ fn a_request_is_one_line_of_the_log() {
             ] {
                 assert_eq!(fields[field], expected, "{field}: {line}");
             }
+            let client: SocketAddr = fields["client"].as_str().unwrap().parse().unwrap();
+            assert!(client.ip().is_loopback() && client.port() > 0, "{line}");
             assert!(
                 !line.to_string().contains("secret"),
                 "queries and signatures are not logged"

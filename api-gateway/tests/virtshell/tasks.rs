@@ -206,7 +206,18 @@ fn setting_finished_work_to_pending_asks_for_a_new_try() {
         .await;
         w.put(&path, &json!({"status": "pending"})).ok("update");
         assert_eq!(api.get(&name).await.unwrap().spec.retry, 1);
-        w.put(&path, &json!({"status": "sucess"})).error(400);
+        let error = |body: &Value| w.put(&path, body).error(400);
+        assert!(error(&json!({"status": "sucess"})).starts_with("Field status: "));
+        assert!(error(&json!({"description": "x"})).starts_with("Field description: "));
+        assert!(error(&json!({"status": "pending", "type": "x"})).starts_with("Field type: "));
+        // The log is the controller's: a client's is taken and not kept.
+        for body in [
+            json!({"log": "mine"}),
+            json!({"status": "pending", "log": "mine"}),
+        ] {
+            w.put(&path, &body).ok("update");
+            assert_ne!(w.get(&path).json()["log"], "mine");
+        }
     });
 }
 
@@ -287,8 +298,9 @@ fn what_no_host_was_given_is_a_result_too() {
         })
         .await;
         w.put(&path, &json!({"status": "pending"})).ok("update");
-        assert!(
-            w.get(&path).json()["results"].is_null(),
+        assert_eq!(
+            w.get(&path).json()["results"],
+            json!([]),
             "it belongs to the first try"
         );
     });

@@ -126,8 +126,9 @@ fn v_165_delete_ends_the_keys() {
 #[test]
 fn v_166_v_167_v_170_update() {
     row(async |w| {
+        let group = w.get("B1/groups/production").json()["uuid"].clone();
         let request = Request::new("PUT", "B2/users/virtshell")
-            .body(&json!({"type": "system", "groups": ["production"]}));
+            .body(&json!({"type": "system", "groups": [{"uuid": group}]}));
         let request = request.header("Content-Type", "multipart/form-data");
         w.send(&request).ok("update");
         let mut literal = request.clone();
@@ -137,7 +138,12 @@ fn v_166_v_167_v_170_update() {
             200,
             &json!({"type": "system", "groups": [{"name": "production"}]}),
         );
-        w.put("B2/users/virtshell", &json!({"type": "user"})).ok("update");
+        let uuid = w.get("B2/users/virtshell").json()["uuid"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        w.put(&format!("B2/users/{uuid}"), &json!({"type": "user"}))
+            .ok("update");
         w.get("B2/users/virtshell").is(200, &json!({"type": "regular"}));
         w.put("B0/users/virtshell", &json!({"login": "user@gmail.com"}))
             .ok("update");

@@ -1,17 +1,23 @@
 //! `/instances/clone_instance`, `execute_command`, `copy_file`, `copy_files`.
 
 use serde_json::json;
-use virtshell_crds::file_ref::path_of;
+use virtshell_crds::Instance;
+use virtshell_crds::file_ref::{file_of, path_of};
 
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::selector;
 use super::values::Fields;
+use crate::service::Verb;
 use crate::service::guest_work::{Copy, CopySource};
 use crate::service::selection::Selector;
 
 pub async fn clone(call: Call) -> Result<Answer, Rejection> {
+    if let Some(source) = call.captures.first() {
+        call.service
+            .permitted::<Instance>(&call.caller, Verb::Execute, source)?;
+    }
     let (sources, new_name) = clone_of(call.fields(), call.captures.first())?;
     let task = call
         .service
@@ -87,7 +93,8 @@ fn copy_source(fields: Fields<'_>) -> Result<CopySource, Rejection> {
         sources.push(if is_folder {
             CopySource::Folder(text.trim_matches('/').to_owned())
         } else {
-            CopySource::File(path_of(&text).to_owned())
+            // A URI is encoded; a name is not.
+            CopySource::File(file_of(&text).unwrap_or_else(|| path_of(&text).to_owned()))
         });
     }
     match (sources.pop(), sources.is_empty()) {
@@ -134,5 +141,32 @@ pub mod about {
         )
         .reads_call("Copy", |fields| copy(fields).map(drop))
         .may_miss()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_copied() {
+        let file = |name: &str| Ok(CopySource::File(name.to_owned()));
+        for (body, expected) in [
+            (json!({"file": "a b"}), file("a b")),
+            (json!({"file": "a%20b"}), file("a%20b")),
+            (
+                json!({"uri": "http://gw:80/api/virtshell/v1/files/my%20conf/a%2Bb"}),
+                file("my conf/a+b"),
+            ),
+            (json!({"path": "https://gw/files/my.cnf"}), file("my.cnf")),
+            (
+                json!({"folder_name": "/a b/"}),
+                Ok(CopySource::Folder("a b".to_owned())),
+            ),
+            (json!({}), Err(Rejection::MissingField("uuid_file"))),
+        ] {
+            let read = copy_source(Fields::of(body.as_object().unwrap()));
+            assert_eq!(read, expected, "{body}");
+        }
     }
 }

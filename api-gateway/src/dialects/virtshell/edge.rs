@@ -23,7 +23,7 @@ use super::upload::{self, Upload};
 use super::values::Fields;
 use crate::auth::{self, Authenticator, signature};
 use crate::dialects::{Dialect, RequestId, Trace};
-use crate::service::{Caller, Kind, Service, Verb};
+use crate::service::{Caller, Kind, Service, ServiceError, Verb};
 
 /// Most bytes of a JSON body.
 const MAX_BODY: usize = 1024 * 1024;
@@ -141,11 +141,12 @@ impl VirtShell {
             trace.route = path;
             return Ok(answer());
         }
-        let found =
-            routes::find(&parts.method, &request.segments).ok_or_else(|| Rejection::NotImplemented {
+        let found = routes::find(&parts.method, &request.segments, request.id_in_query).ok_or_else(|| {
+            Rejection::NotImplemented {
                 method: parts.method.to_string(),
                 path: path.chars().take(MAX_PATH_SHOWN).collect(),
-            })?;
+            }
+        })?;
         trace.route = found.route.path;
         self.service.store().health()?;
         let mut caller = self.authenticator.caller(
@@ -170,7 +171,9 @@ impl VirtShell {
             spelling,
         } = found;
         let boundary = upload::boundary(&parts.headers).filter(|_| route.input.may_be_a_form());
-        let (body, upload) = if let Some(boundary) = boundary {
+        let (body, upload) = if route.input == Input::Unread {
+            (Map::new(), None)
+        } else if let Some(boundary) = boundary {
             if announced_length(&parts.headers).is_some_and(|length| length > self.limits.max_upload) {
                 return Err(Rejection::BadBody("it is too large"));
             }
@@ -243,6 +246,13 @@ impl Dialect for Mounted {
         self.0.below_base(path).is_some()
     }
 
+    fn broken(&self) -> Response<Body> {
+        Rejection::Service(ServiceError::Internal(
+            "a bug in the gateway; its log says more".to_owned(),
+        ))
+        .into_response()
+    }
+
     fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>> {
         let dialect = self.0.clone();
         Box::pin(async move {
@@ -266,6 +276,8 @@ impl Dialect for Mounted {
 /// What the request target names.
 struct Target {
     segments: Vec<String>,
+    /// Whether the last of them is the `id` of the query.
+    id_in_query: bool,
     /// Whether all of it was well encoded.
     is_valid: bool,
 }
@@ -274,6 +286,7 @@ impl Target {
     fn read(path: Option<&str>, query: Option<&str>) -> Self {
         let mut target = Self {
             segments: Vec::new(),
+            id_in_query: false,
             is_valid: true,
         };
         let Some(path) = path.and_then(|path| path.strip_prefix('/')) else {
@@ -285,13 +298,15 @@ impl Target {
             .split('/')
             .map(|segment| target.decode(segment))
             .collect::<Vec<_>>();
-        if target.segments.len() == 1
+        let names_a_collection = target.segments.len() == 1 || target.segments == ["static", "files"];
+        if names_a_collection
             && let Some(id) =
                 query.and_then(|query| query.split('&').find_map(|pair| pair.strip_prefix("id=")))
             && !id.is_empty()
         {
             let id = target.decode(id);
             target.segments.push(id);
+            target.id_in_query = true;
         }
         target
     }
@@ -335,7 +350,7 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Rejection> {
 /// The body as an object, whatever its Content-Type says.
 fn object(bytes: &[u8], input: Input) -> Result<Map<String, Value>, Rejection> {
     let missing = match input {
-        Input::None => return Ok(Map::new()),
+        Input::Unread | Input::None => return Ok(Map::new()),
         Input::Optional => None,
         Input::CreateFile => Some(Rejection::MissingInput(Verb::Create, word(Kind::File))),
         Input::UpdateFile => Some(Rejection::MissingInput(Verb::Update, word(Kind::File))),
@@ -484,6 +499,13 @@ mod tests {
             (Some("/hosts"), Some("id=x"), vec!["hosts", "x"], true),
             (Some("/hosts/"), Some("a=b&id=x%20y"), vec!["hosts", "x y"], true),
             (Some("/hosts"), Some("id="), vec!["hosts"], true),
+            (
+                Some("/static/files"),
+                Some("id=x"),
+                vec!["static", "files", "x"],
+                true,
+            ),
+            (Some("/static/a"), Some("id=x"), vec!["static", "a"], true),
             (Some("/hosts/a"), Some("id=x"), vec!["hosts", "a"], true),
             (None, None, vec![], true),
             (Some("/"), None, vec![""], true),

@@ -125,7 +125,7 @@ pub async fn add_host(call: Call) -> Result<Answer, Rejection> {
 
 /// The enviroment that a body names.
 fn named(fields: Fields<'_>) -> Result<Option<String>, Rejection> {
-    fields.reference(&["enviroment", "environment", "name"])
+    fields.reference(&["enviroment", "environment", "environments", "name"])
 }
 
 /// The hosts that a body adds.

@@ -9,6 +9,11 @@ use crate::auth::AuthError;
 use crate::service::{Field, Kind, Lacking, ServiceError, Verb};
 use crate::store::Stale;
 
+/// Most characters of a message.
+const MAX_MESSAGE: usize = 1000;
+/// Most characters of a name in a message: more than a file with its folder has, as a rule.
+const MAX_NAME: usize = 300;
+
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
@@ -94,9 +99,18 @@ impl Rejection {
         }
     }
 
-    /// The brief message in the envelope.
+    /// The brief message in the envelope. What it repeats of the request has an end.
     #[must_use]
     pub fn message(&self) -> String {
+        let mut message = self.whole_message();
+        if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE) {
+            message.truncate(end);
+            message.push_str("...");
+        }
+        message
+    }
+
+    fn whole_message(&self) -> String {
         match self {
             Self::NotAcceptable => String::new(),
             Self::NotImplemented { method, path } => format!("{method} {path} is not implemented"),
@@ -116,7 +130,9 @@ impl Rejection {
                 format!("Field {field} - {value} is type {is} but should be {should_be}")
             }
             Self::Invalid { field, reason } => format!("Field {field}: {reason}"),
-            Self::UnknownProperty(word) | Self::NoSuchProperty(word) => format!("property {word} not found"),
+            Self::UnknownProperty(word) | Self::NoSuchProperty(word) => {
+                format!("property {} not found", Shown(word))
+            }
             Self::Stale(stale) => format!("internal error: {stale}"),
             Self::Service(error) => service_message(error),
         }
@@ -233,20 +249,25 @@ fn service_message(error: &ServiceError) -> String {
         ServiceError::Invalid { field, reason } => format!("Field {}: {reason}", member(*field)),
         // As documented: without the name.
         ServiceError::AlreadyExists { kind: Kind::File, .. } => "file already exists".to_owned(),
-        ServiceError::AlreadyExists { kind, name } => format!("{} {name} already exists", word(*kind)),
-        ServiceError::UnknownReference { kind, name } | ServiceError::NotFound { kind, name } => {
-            format!("{} {name} not found", word(*kind))
+        ServiceError::AlreadyExists { kind, name } => {
+            format!("{} {} already exists", word(*kind), Shown(name))
         }
-        ServiceError::InUse { kind, name, by } => format!("{} {name} is in use: {by}", word(*kind)),
+        ServiceError::UnknownReference { kind, name } | ServiceError::NotFound { kind, name } => {
+            format!("{} {} not found", word(*kind), Shown(name))
+        }
+        ServiceError::InUse { kind, name, by } => {
+            format!("{} {} is in use: {by}", word(*kind), Shown(name))
+        }
         ServiceError::Forbidden {
             caller,
             verb,
             kind,
             name,
         } => format!(
-            "User {caller} is not allowed to {} {} {name}",
+            "User {caller} is not allowed to {} {} {}",
             verb.as_str(),
-            word(*kind)
+            word(*kind),
+            Shown(name)
         )
         .trim_end()
         .to_owned(),
@@ -257,11 +278,67 @@ fn service_message(error: &ServiceError) -> String {
             "The enviroment doesn't have a host with the driver requested".to_owned()
         }
         ServiceError::UnsupportedDriver(driver) => {
-            format!("driver {driver} is not supported; supported drivers: kvm, qemu, lxc")
+            format!(
+                "driver {} is not supported; supported drivers: kvm, qemu, lxc",
+                Shown(driver)
+            )
         }
-        ServiceError::Refused(reason) => reason.clone(),
+        ServiceError::Refused(reason) => in_words_of_the_wire(reason),
         ServiceError::Internal(cause) => format!("internal error: {cause}"),
     }
+}
+
+/// A name from a request, in a message: the beginning of it is enough to recognize it.
+struct Shown<'a>(&'a str);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.char_indices().nth(MAX_NAME) {
+            Some((end, _)) => write!(f, "{}...", &self.0[..end]),
+            None => f.write_str(self.0),
+        }
+    }
+}
+
+/// What the schema refused, with the member of the body in place of the field of the object: `Field spec.downloadUrl: ...`.
+fn in_words_of_the_wire(reason: &str) -> String {
+    let parts = reason
+        .strip_prefix("Field ")
+        .and_then(|text| text.split_once(": "));
+    let Some((path, why)) = parts.filter(|(path, _)| !path.contains(' ')) else {
+        return reason.to_owned();
+    };
+    // Without `spec` and the places in lists.
+    let path = path.strip_prefix("spec.").unwrap_or(path);
+    let fields: Vec<&str> = path
+        .split('.')
+        .map(|field| field.split('[').next().unwrap_or_default())
+        .collect();
+    let member = match fields.as_slice() {
+        ["displayName"] => "name".to_owned(),
+        ["memoryMiB"] => "memory".to_owned(),
+        ["diskMiB"] => "hdsize".to_owned(),
+        ["environment"] => "enviroment".to_owned(),
+        ["folder"] => "folder_name".to_owned(),
+        ["targets", ..] => "object_uuid".to_owned(),
+        ["params", field, ..] | [field, ..] => snake_case(field),
+        [] => String::new(),
+    };
+    format!("Field {member}: {why}")
+}
+
+/// `localIPv4` becomes `local_ipv4`.
+fn snake_case(field: &str) -> String {
+    let mut word = String::with_capacity(field.len() + 4);
+    let mut after_lower = false;
+    for letter in field.chars() {
+        if letter.is_ascii_uppercase() && after_lower {
+            word.push('_');
+        }
+        word.push(letter.to_ascii_lowercase());
+        after_lower = letter.is_ascii_lowercase();
+    }
+    word
 }
 
 #[cfg(test)]
@@ -381,5 +458,65 @@ mod tests {
                 .message()
                 .starts_with("RequestTimeTooSkewed")
         );
+    }
+
+    #[test]
+    fn a_message_is_brief_whatever_was_sent() {
+        let long = || "n".repeat(1024 * 1024);
+        for (rejection, end) in [
+            (
+                Rejection::Service(ServiceError::NotFound {
+                    kind: Kind::Host,
+                    name: long(),
+                }),
+                "... not found",
+            ),
+            (
+                Rejection::Service(ServiceError::AlreadyExists {
+                    kind: Kind::Host,
+                    name: long(),
+                }),
+                "... already exists",
+            ),
+            (Rejection::NoSuchProperty(long()), "... not found"),
+            (
+                Rejection::invalid("instances", format!("{} is not a uuid", long())),
+                "...",
+            ),
+        ] {
+            let message = rejection.message();
+            assert!(message.len() <= 1003 && message.ends_with(end), "{message}");
+        }
+        // A file in a folder of folders is shown whole.
+        let name = "a".repeat(255);
+        let missing = ServiceError::NotFound {
+            kind: Kind::File,
+            name: name.clone(),
+        };
+        assert_eq!(
+            Rejection::Service(missing).message(),
+            format!("file {name} not found")
+        );
+    }
+
+    #[test]
+    fn the_schema_speaks_in_words_of_the_wire() {
+        for (reason, expected) in [
+            ("Field spec.downloadUrl: too long", "Field download_url: too long"),
+            ("Field spec.nodeName: no", "Field node_name: no"),
+            ("Field spec.localIPv4: no", "Field local_ipv4: no"),
+            (
+                "Field spec.targets[0].name: too long",
+                "Field object_uuid: too long",
+            ),
+            ("Field spec.tags[3]: too long", "Field tags: too long"),
+            ("Field spec.params.command: too long", "Field command: too long"),
+            ("Field spec.memoryMiB: no", "Field memory: no"),
+            ("Field launch: min: no", "Field launch: min: no"),
+            ("denied by a policy", "denied by a policy"),
+        ] {
+            let refused = Rejection::Service(ServiceError::Refused(reason.to_owned()));
+            assert_eq!(refused.message(), expected);
+        }
     }
 }

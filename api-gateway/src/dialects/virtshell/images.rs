@@ -83,9 +83,9 @@ fn change(fields: Fields<'_>) -> Result<ImageChange, Rejection> {
     Ok(ImageChange {
         name: fields.name(&["name"])?,
         image_type: fields.image_type()?,
-        download_url: fields.text(&["download_url"])?,
-        container_resource: fields.text(&["container_resource"])?,
-        preseed_url: fields.text(&["preseed_url", "preseed_file"])?,
+        download_url: fields.url(&["download_url"])?,
+        container_resource: fields.url(&["container_resource"])?,
+        preseed_url: fields.url(&["preseed_url", "preseed_file"])?,
         timezone: fields.text(&["timezone"])?,
         ssh_key: fields.string(&["ssh_key", "key"])?,
         details: fields.string(&["details"])?,

@@ -103,7 +103,7 @@ fn change(fields: Fields<'_>) -> Result<InstanceChange, Rejection> {
         launch,
         permissions: fields.permissions()?,
         description: fields.string(&["description"])?,
-        environment: fields.reference(&["enviroment", "environment"])?,
+        environment: fields.reference(&["enviroment", "environment", "environments"])?,
         provisioner: fields.reference(&["provisioner"])?,
         image: fields.reference(&IMAGE)?,
         vars: vars(fields)?,

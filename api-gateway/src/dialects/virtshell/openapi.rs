@@ -234,7 +234,7 @@ fn item_of(route: &Route) -> Option<&'static Route> {
                 .strip_prefix(route.path)
                 .is_some_and(|rest| matches!(rest, "/:name" | "/:uuid" | "/*ref"))
     };
-    (route.path.matches('/').count() == 1)
+    (route.path.matches('/').count() == 1 || route.path == "/static/files")
         .then(|| ROUTES.iter().find(item))
         .flatten()
 }
@@ -348,7 +348,8 @@ fn request_body(route: &Route, about: &About, schemas: &mut Map<String, Value>) 
         let schema = form_schema(reads, route.method == Method::POST);
         content.insert("multipart/form-data".to_owned(), json!({"schema": schema}));
     }
-    let required = !matches!(route.input, Input::None | Input::Optional) || item_of(route).is_some();
+    let required =
+        !matches!(route.input, Input::Unread | Input::None | Input::Optional) || item_of(route).is_some();
     (!content.is_empty()).then(|| json!({"required": required, "content": content}))
 }
 
@@ -550,7 +551,7 @@ mod tests {
             let about = (route.about)();
             assert_eq!(
                 about.json.is_some() || about.form.is_some(),
-                route.input != Input::None,
+                !matches!(route.input, Input::Unread | Input::None),
                 "{} {}",
                 route.method,
                 route.path

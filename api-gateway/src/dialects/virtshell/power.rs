@@ -1,9 +1,12 @@
 //! `/instances/start_instance`, `stop_instance`, `restart_instance`.
 
+use virtshell_crds::Instance;
+
 use super::answer::Answer;
 use super::edge::Call;
 use super::error::Rejection;
 use super::selector;
+use crate::service::Verb;
 use crate::service::power::Power;
 
 pub async fn start(call: Call) -> Result<Answer, Rejection> {
@@ -19,6 +22,10 @@ pub async fn restart(call: Call) -> Result<Answer, Rejection> {
 }
 
 async fn change(call: Call, power: Power, verb: &str) -> Result<Answer, Rejection> {
+    if let Some(name) = call.captures.first() {
+        call.service
+            .permitted::<Instance>(&call.caller, Verb::Execute, name)?;
+    }
     let selectors = selector::targets(call.fields(), call.captures.first())?;
     let task = call.service.change_power(&call.caller, power, &selectors).await?;
     Ok(Answer::in_progress(verb, &task))

@@ -43,6 +43,8 @@ pub const COLLECTIONS: &[(&str, &[&str])] = &[
 /// What a route's body must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
+    /// Not even read: the request is refused whatever it is.
+    Unread,
     /// Not looked at.
     None,
     /// An object, or nothing.
@@ -100,8 +102,8 @@ macro_rules! routes {
 pub const ROUTES: &[Route] = routes! {
     GET    "/hosts"           Input::None                    => hosts::list;
     POST   "/hosts"           Input::Create(Kind::Host)      => hosts::create;
-    PUT    "/hosts"           Input::None                    => missing::name;
-    DELETE "/hosts"           Input::None                    => missing::name;
+    PUT    "/hosts"           Input::Unread                  => missing::name;
+    DELETE "/hosts"           Input::Unread                  => missing::name;
     GET    "/hosts/:name"     Input::None                    => hosts::get;
     POST   "/hosts/:name"     Input::Create(Kind::Host)      => hosts::create;
     PUT    "/hosts/:name"     Input::Update(Kind::Host)      => hosts::update;
@@ -110,7 +112,7 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/images"          Input::None                    => images::list;
     POST   "/images"          Input::Create(Kind::Image)     => images::create;
     PUT    "/images"          Input::Create(Kind::Image)     => images::create_or_update;
-    DELETE "/images"          Input::None                    => missing::name;
+    DELETE "/images"          Input::Unread                  => missing::name;
     GET    "/images/:name"    Input::None                    => images::get;
     POST   "/images/:name"    Input::Create(Kind::Image)     => images::create;
     PUT    "/images/:name"    Input::Update(Kind::Image)     => images::update;
@@ -118,8 +120,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/sections"            Input::None                       => sections::list;
     POST   "/sections"            Input::Create(Kind::Section)      => sections::create;
-    PUT    "/sections"            Input::None                       => missing::name;
-    DELETE "/sections"            Input::None                       => missing::name;
+    PUT    "/sections"            Input::Unread                     => missing::name;
+    DELETE "/sections"            Input::Unread                     => missing::name;
     GET    "/sections/:name"      Input::None                       => sections::get;
     POST   "/sections/:name"      Input::Create(Kind::Section)      => sections::create;
     PUT    "/sections/:name"      Input::Update(Kind::Section)      => sections::update;
@@ -151,8 +153,8 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/enviroments/:name/partition"       Input::None     => enviroments::section;
     GET    "/enviroments"         Input::None                       => enviroments::list;
     POST   "/enviroments"         Input::Create(Kind::Environment)  => enviroments::create;
-    PUT    "/enviroments"         Input::None                       => missing::name;
-    DELETE "/enviroments"         Input::None                       => missing::name;
+    PUT    "/enviroments"         Input::Unread                     => missing::name;
+    DELETE "/enviroments"         Input::Unread                     => missing::name;
     GET    "/enviroments/:name"   Input::None                       => enviroments::get;
     POST   "/enviroments/:name"   Input::Create(Kind::Environment)  => enviroments::create;
     PUT    "/enviroments/:name"   Input::Update(Kind::Environment)  => enviroments::update;
@@ -160,8 +162,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/provisioners"        Input::None                       => provisioners::list;
     POST   "/provisioners"        Input::Create(Kind::Provisioner)  => provisioners::create;
-    PUT    "/provisioners"        Input::None                       => missing::name;
-    DELETE "/provisioners"        Input::None                       => missing::name;
+    PUT    "/provisioners"        Input::Unread                     => missing::name;
+    DELETE "/provisioners"        Input::Unread                     => missing::name;
     GET    "/provisioners/:name"  Input::None                       => provisioners::get;
     POST   "/provisioners/:name"  Input::Create(Kind::Provisioner)  => provisioners::create;
     PUT    "/provisioners/:name"  Input::Update(Kind::Provisioner)  => provisioners::update;
@@ -192,8 +194,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/instances"       Input::None                    => instances::list;
     POST   "/instances"       Input::Create(Kind::Instance)  => instances::create;
-    PUT    "/instances"       Input::None                    => missing::name;
-    DELETE "/instances"       Input::None                    => missing::name;
+    PUT    "/instances"       Input::Unread                  => missing::name;
+    DELETE "/instances"       Input::Unread                  => missing::name;
     GET    "/instances/:name" Input::None                    => instances::get;
     POST   "/instances/:name" Input::Create(Kind::Instance)  => instances::create;
     PUT    "/instances/:name" Input::Update(Kind::Instance)  => instances::update;
@@ -201,7 +203,7 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/tasks"                Input::None               => tasks::list;
     POST   "/tasks"                Input::Create(Kind::Task) => tasks::create;
-    PUT    "/tasks"                Input::None               => missing::uuid;
+    PUT    "/tasks"                Input::Unread             => missing::uuid;
     DELETE "/tasks"                Input::None               => tasks::delete_all;
     GET    "/tasks/status"         Input::None               => tasks::missing_status;
     GET    "/tasks/status/:status" Input::None               => tasks::by_status;
@@ -230,8 +232,8 @@ pub const ROUTES: &[Route] = routes! {
     GET    "/static/*ref"       Input::None       => files::raw;
     GET    "/files"             Input::None       => files::list;
     POST   "/files"             Input::CreateFile => files::create;
-    PUT    "/files"             Input::None       => missing::name;
-    DELETE "/files"             Input::None       => missing::name;
+    PUT    "/files"             Input::Unread     => missing::name;
+    DELETE "/files"             Input::Unread     => missing::name;
     GET    "/files/*ref"        Input::None       => files::get;
     POST   "/files/*ref"        Input::CreateFile => files::create;
     PUT    "/files/*ref"        Input::UpdateFile => files::update;
@@ -239,8 +241,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/groups"              Input::None                       => groups::list;
     POST   "/groups"              Input::Create(Kind::Group)        => groups::create;
-    PUT    "/groups"              Input::None                       => missing::name;
-    DELETE "/groups"              Input::None                       => missing::name;
+    PUT    "/groups"              Input::Unread                     => missing::name;
+    DELETE "/groups"              Input::Unread                     => missing::name;
     GET    "/groups/:name"        Input::None                       => groups::get;
     POST   "/groups/:name"        Input::Create(Kind::Group)        => groups::create;
     PUT    "/groups/:name"        Input::Update(Kind::Group)        => groups::update;
@@ -248,8 +250,8 @@ pub const ROUTES: &[Route] = routes! {
 
     GET    "/users"           Input::None                    => users::list;
     POST   "/users"           Input::Create(Kind::User)      => users::create;
-    PUT    "/users"           Input::None                    => missing::name;
-    DELETE "/users"           Input::None                    => missing::name;
+    PUT    "/users"           Input::Unread                  => missing::name;
+    DELETE "/users"           Input::Unread                  => missing::name;
     GET    "/users/:name"     Input::None                    => users::get;
     POST   "/users/:name"     Input::Create(Kind::User)      => users::create;
     PUT    "/users/:name"     Input::Update(Kind::User)      => users::update;
@@ -293,16 +295,17 @@ pub fn canonical(word: &str) -> Option<&'static str> {
         .map(|(c, _)| *c)
 }
 
-/// The route of a request; `segments` are decoded and without the base path.
+/// The route of a request; `segments` are decoded and without the base path. The last may have come as the `id` of the query:
+/// that is a name, whatever it says.
 #[must_use]
-pub fn find(method: &Method, segments: &[String]) -> Option<Match> {
+pub fn find(method: &Method, segments: &[String], id_in_query: bool) -> Option<Match> {
     let spelling = segments.first()?;
     let collection = canonical(spelling);
     ROUTES
         .iter()
         .filter(|route| route.method == *method)
         .find_map(|route| {
-            let captures = captures(route.path, (spelling, collection), &segments[1..])?;
+            let captures = captures(route.path, (spelling, collection), &segments[1..], id_in_query)?;
             Some(Match {
                 route,
                 captures,
@@ -312,7 +315,12 @@ pub fn find(method: &Method, segments: &[String]) -> Option<Match> {
 }
 
 /// `first` is the first segment as it was sent, and the collection that it means: routes may say either.
-fn captures(path: &str, first: (&str, Option<&str>), rest: &[String]) -> Option<Vec<String>> {
+fn captures(
+    path: &str,
+    first: (&str, Option<&str>),
+    rest: &[String],
+    id_in_query: bool,
+) -> Option<Vec<String>> {
     let mut parts = path.split('/').skip(1);
     let collection = parts.next()?;
     if collection != first.0 && Some(collection) != first.1 {
@@ -335,13 +343,13 @@ fn captures(path: &str, first: (&str, Option<&str>), rest: &[String]) -> Option<
                 captures
             });
         }
+        let is_id = id_in_query && rest.len() == 0;
+        let is_word = || kind.is_some_and(|kind| crate::service::names::is_reserved(kind, segment));
         if !part.starts_with(':') {
-            if part != segment {
+            if part != segment || is_id {
                 return None;
             }
-        } else if segment.is_empty()
-            || kind.is_some_and(|kind| crate::service::names::is_reserved(kind, segment))
-        {
+        } else if segment.is_empty() || (!is_id && is_word()) {
             // Words of calls are no names: their routes are written out.
             return None;
         } else {
@@ -424,11 +432,28 @@ mod tests {
             (Method::DELETE, "fles/a", None),
         ] {
             let segments: Vec<String> = path.split('/').map(str::to_owned).collect();
-            let found = find(&method, &segments);
+            let found = find(&method, &segments, false);
             let found = found
                 .as_ref()
                 .map(|m| (m.route.path, m.captures.iter().map(String::as_str).collect()));
             assert_eq!(found, expected, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn an_id_in_the_query_is_no_word_of_a_route() {
+        for (method, path, expected) in [
+            (Method::GET, "hosts/a", "/hosts/:name"),
+            (Method::POST, "instances/start_instance", "/instances/:name"),
+            (Method::GET, "instances/start_instance", "/instances/:name"),
+            (Method::PUT, "enviroments/add_host", "/enviroments/:name"),
+            (Method::GET, "tasks/status", "/tasks/:uuid"),
+            (Method::GET, "static/files/a", "/static/files/*ref"),
+            (Method::GET, "files/a", "/files/*ref"),
+        ] {
+            let segments: Vec<String> = path.split('/').map(str::to_owned).collect();
+            let found = find(&method, &segments, true);
+            assert_eq!(found.map(|m| m.route.path), Some(expected), "{method} {path}");
         }
     }
 }

@@ -15,6 +15,8 @@ pub enum Shape {
     Text,
     /// A string that is not empty.
     NonEmpty,
+    /// A scheme, and what follows it.
+    Url,
     /// A name of an object of ours.
     Name,
     /// Who may do what with an object.
@@ -64,6 +66,7 @@ impl Shape {
             Self::Selectors => Some("Selectors"),
             Self::Text
             | Self::NonEmpty
+            | Self::Url
             | Self::Word(_)
             | Self::Integer(..)
             | Self::Ipv4
@@ -89,6 +92,10 @@ impl Shape {
         match self {
             Self::Text => json!({"type": ["string", "null"]}),
             Self::NonEmpty => json!({"type": ["string", "null"], "minLength": 1}),
+            Self::Url => json!({
+                "type": ["string", "null"], "pattern": "^[A-Za-z][A-Za-z0-9+.-]*:/+[^/]",
+                "examples": ["https://example.org/image.iso"],
+            }),
             Self::Name => json!({
                 "description": "A name: letters, digits and `._:@+-`, up to 128, that begins with a letter or digit and does not \
                     look like a uuid.",
@@ -195,8 +202,9 @@ impl Shape {
                 ]});
                 json!({
                     "description": "One selector of instances, or several: the union of what they mean. A plain name that does not \
-                        exist is refused; what patterns, ranges and tags do not find is left out.",
-                    "anyOf": [one, {"type": "array", "items": one}, {"type": "null"}],
+                        exist is refused; what patterns, ranges and tags do not find is left out. A request has at most 1000 \
+                        selectors, tags among them, whose patterns stand for at most 1000 names; a pattern has at most 255 bytes.",
+                    "anyOf": [one, {"type": "array", "items": one, "maxItems": 1000}, {"type": "null"}],
                 })
             }
         }
@@ -215,6 +223,7 @@ impl Shape {
             Self::Launch => json!(1),
             Self::Ipv4 | Self::Ipv4OrNone => json!("10.0.0.1"),
             Self::Ipv6 => json!("::1"),
+            Self::Url => json!("https://example.org/a"),
             Self::Vars => json!({"a": "b"}),
         }
     }

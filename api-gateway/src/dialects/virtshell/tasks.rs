@@ -229,9 +229,7 @@ struct View {
     last_update: String,
     /// What status and log were before, and since when: oldest first.
     status_history: Vec<(&'static str, String, String)>,
-    /// What came of it, for each object.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(required = false)]
+    /// What came of it, for each object that something came of.
     results: Vec<OutcomeView>,
 }
 
@@ -352,7 +350,7 @@ pub mod about {
 
     pub fn update() -> About {
         About::new("Change a task", Told::success("update"))
-            .details("`pending` on a finished task of VirtShell's own has it tried again.")
+            .details("`pending` on a finished task of VirtShell's own has it tried again; a `log` sent with it is not kept.")
             .reads::<View>("TaskChange", |fields| change(fields).map(drop))
             .may_miss()
     }

@@ -107,6 +107,27 @@ impl<'a> Fields<'a> {
             .ok_or_else(|| wrong_type(name, value, "string"))
     }
 
+    /// A URL: a scheme, and what follows it. Hosts may be placeholders.
+    pub fn url(self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
+        let text = self.string_like(names, Shape::Url)?;
+        let is_url = |text: &str| {
+            text.split_once(":/").is_some_and(|(scheme, rest)| {
+                scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+                    && scheme
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+                    && !rest.trim_start_matches('/').is_empty()
+            })
+        };
+        match text {
+            Some(text) if !is_url(&text) => Err(Rejection::invalid(
+                names[0],
+                "must be a URL, as https://example.org/image.iso",
+            )),
+            other => Ok(other),
+        }
+    }
+
     /// A name of an object; the service says which are names.
     pub fn name(self, names: &[&'static str]) -> Result<Option<String>, Rejection> {
         self.string_like(names, Shape::Name)
@@ -496,6 +517,27 @@ mod tests {
             json!({"nome": "a"}),
         ] {
             assert!(with(&value, |f| f.references(&["f"])).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn urls() {
+        for (text, is_url) in [
+            ("http://releases.ubuntu.com/raring/ubuntu.iso", true),
+            ("https://<host>:<port>/api/virtshell/v1/files/a b#c", true),
+            ("https:/gw/files/a", true),
+            ("file:///var/lib/a", true),
+            ("s3+x://bucket/a", true),
+            ("a", false),
+            ("/var/lib/a", false),
+            ("releases.ubuntu.com/a", false),
+            ("://a", false),
+            ("1http://a", false),
+            ("ht tp://a", false),
+            ("http://", false),
+            ("mailto:a", false),
+        ] {
+            assert_eq!(with(&json!(text), |f| f.url(&["f"])).is_ok(), is_url, "{text}");
         }
     }
 
