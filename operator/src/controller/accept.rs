@@ -133,6 +133,11 @@ fn created(instance: &Instance, refs: &References) -> Result<Acceptance, Refusal
         .environment
         .as_deref()
         .ok_or_else(|| Refusal::not_found("EnvironmentNotFound", "enviroment", name))?;
+    if environment.metadata.deletion_timestamp.is_some() {
+        // It goes when its last Instance has gone: another one would keep it.
+        let message = format!("enviroment {name} is being deleted");
+        return Err(Refusal::new("EnvironmentDeleting", message));
+    }
     may_use_section(instance, environment, refs.section.as_deref())?;
     let provisioner = match (&spec.provisioner, refs.provisioner.as_deref()) {
         (Some(name), None) => return Err(Refusal::not_found("ProvisionerNotFound", "provisioner", name)),

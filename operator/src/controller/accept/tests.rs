@@ -54,6 +54,11 @@ fn what_is_missing_is_named_in_the_words_of_the_rest_api() {
     };
     assert!(accept(&vm, &with_disk()).is_ok());
     let sectioned = || Some(object("Environment", "default", json!({"section": "s"})));
+    let going = || {
+        let mut environment = (*object::<Environment>("Environment", "default", json!({}))).clone();
+        environment.metadata.deletion_timestamp = Some(crate::controller::write::now());
+        Some(Arc::new(environment))
+    };
     for (rule, refs, expected) in [
         (
             "environment",
@@ -62,6 +67,14 @@ fn what_is_missing_is_named_in_the_words_of_the_rest_api() {
                 ..with_disk()
             },
             ("EnvironmentNotFound", "enviroment default not found"),
+        ),
+        (
+            "an environment that goes",
+            References {
+                environment: going(),
+                ..with_disk()
+            },
+            ("EnvironmentDeleting", "enviroment default is being deleted"),
         ),
         (
             "provisioner",

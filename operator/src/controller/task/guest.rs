@@ -131,6 +131,11 @@ fn decide<'a>(
     senseless: Option<&'static str>,
 ) -> Decision<'a> {
     let name = seen.name;
+    // Never recorded: an Instance may have its name, and what is recorded of a target is known by that.
+    if seen.target.kind != "Instance" {
+        let words = format!("{} {name} is not an instance", seen.target.kind);
+        return Decision::Stands(Standing::Failed(words));
+    }
     if let Some(given) = seen.given {
         return Decision::Stands(given_standing(seen, given));
     }
@@ -139,9 +144,6 @@ fn decide<'a>(
     }
     if let Some(words) = senseless {
         return Decision::Refuse(words.to_owned());
-    }
-    if seen.target.kind != "Instance" {
-        return Decision::Refuse(format!("{} {name} is not an instance", seen.target.kind));
     }
     let Some(instance) = seen.instance else {
         return Decision::Refuse(format!("instance {name} not found"));

@@ -75,10 +75,6 @@ fn assigned(name: &str) -> AssignedTarget {
 fn every_target_is_given_to_its_host_or_refused() {
     let task = command(&["a"]);
     let target = &task.spec.targets[0];
-    let machine = TaskTarget {
-        kind: "Host".to_owned(),
-        ..target.clone()
-    };
     let plain = instance("a", "h", &json!({}));
     let going = instance(
         "a",
@@ -159,12 +155,6 @@ fn every_target_is_given_to_its_host_or_refused() {
             failed("instance a is not running: it has no host yet"),
         ),
         (
-            "another kind",
-            &fresh,
-            seen(&machine, Some(&plain)),
-            failed("Host a is not an instance"),
-        ),
-        (
             "earlier work goes on",
             &fresh,
             Seen {
@@ -203,6 +193,23 @@ fn every_target_is_given_to_its_host_or_refused() {
         };
         assert_eq!(plan.refused, expected, "{rule}");
     }
+}
+
+/// A host and an Instance may have one name.
+#[test]
+fn what_is_said_of_another_kind_of_target_is_not_said_of_an_instance() {
+    let mut task = command(&["a", "a"]);
+    task.spec.targets[0].kind = "Host".to_owned();
+    let plain = instance("a", "h", &json!({}));
+    let targets: Vec<Seen<'_>> = task.spec.targets.iter().map(|t| seen(t, Some(&plain))).collect();
+    let plan = plan(&task, &TaskStatus::default(), &targets);
+    assert_eq!(plan.refused, []);
+    let standings: Vec<Standing> = plan.standings.into_iter().map(|(_, standing)| standing).collect();
+    assert_eq!(
+        standings,
+        [failed("Host a is not an instance"), working("dispatched", "")]
+    );
+    assert_eq!(plan.parts["h"], [assigned("a")]);
 }
 
 #[test]
