@@ -7,7 +7,7 @@ use virtshell_crds::{Environment, EnvironmentSpec, Host, Instance, Section};
 
 use super::error::{object_name, uid};
 use super::objects::{keeps_name, put, set};
-use super::{Caller, Field, Kind, Service, ServiceError};
+use super::{Caller, Field, Holder, Kind, Service, ServiceError};
 use crate::store::{Cached, by};
 
 /// Values of an environment; what is absent stays as it is.
@@ -129,19 +129,14 @@ impl Service {
     }
 
     fn check_no_instances(&self, environment: &Environment) -> Result<(), ServiceError> {
-        let instances = self.instances_in(environment);
-        let Some(first) = instances.first() else {
-            return Ok(());
-        };
-        let by = match instances.len() {
-            1 => format!("instance {}", first.wire_name()),
-            n => format!("{n} instances, {} among them", first.wire_name()),
-        };
-        Err(ServiceError::InUse {
-            kind: Kind::Environment,
-            name: environment.wire_name().to_owned(),
-            by,
-        })
+        match Holder::instances(&self.instances_in(environment)) {
+            Some(by) => Err(ServiceError::InUse {
+                kind: Kind::Environment,
+                name: environment.wire_name().to_owned(),
+                by,
+            }),
+            None => Ok(()),
+        }
     }
 
     fn instances_in(&self, environment: &Environment) -> Vec<Arc<Instance>> {

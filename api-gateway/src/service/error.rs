@@ -1,6 +1,9 @@
 //! Why a request is refused: one enum, which each dialect renders in its own envelope and words.
 
+use std::sync::Arc;
+
 use kube::ResourceExt;
+use virtshell_crds::Instance;
 use virtshell_crds::resolve::ResolveError;
 
 use super::Kind;
@@ -100,6 +103,43 @@ pub enum Lacking {
     Driver,
 }
 
+/// What needs an object that is to go, or to change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Instances.
+    Instances {
+        /// How many.
+        count: usize,
+        /// The first by name.
+        first: String,
+    },
+    /// Instances on a host, of an environment that uses the host's section.
+    InstancesOf {
+        /// Name of the environment.
+        environment: String,
+    },
+    /// One object.
+    Object {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// Everybody: it is the last system user.
+    System,
+}
+
+impl Holder {
+    /// These Instances, sorted by name; `None` when there are none.
+    #[must_use]
+    pub fn instances(all: &[Arc<Instance>]) -> Option<Self> {
+        all.first().map(|first| Self::Instances {
+            count: all.len(),
+            first: first.wire_name().to_owned(),
+        })
+    }
+}
+
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceError {
@@ -133,7 +173,7 @@ pub enum ServiceError {
         /// Its name.
         name: String,
         /// What needs it.
-        by: String,
+        by: Holder,
     },
     /// The caller may not.
     Forbidden {

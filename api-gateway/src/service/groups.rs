@@ -10,7 +10,7 @@ use virtshell_crds::{Group, GroupSpec, User};
 
 use super::error::uid;
 use super::objects::keeps_name;
-use super::{Caller, Kind, Service, ServiceError, is_uuid};
+use super::{Caller, Holder, Kind, Service, ServiceError, is_uuid};
 use crate::store::{Cached, by};
 
 /// Values of a group; what is absent stays as it is.
@@ -82,7 +82,10 @@ impl Service {
             return Err(ServiceError::InUse {
                 kind: Kind::Group,
                 name,
-                by: format!("user {user}"),
+                by: Holder::Object {
+                    kind: Kind::User,
+                    name: user,
+                },
             });
         }
         self.remove(group).await

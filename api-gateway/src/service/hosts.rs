@@ -8,7 +8,7 @@ use virtshell_crds::{Host, HostSpec, HostType, Instance, Section};
 
 use super::error::object_name;
 use super::objects::{keeps_name, put, set};
-use super::{Caller, Kind, Service, ServiceError};
+use super::{Caller, Holder, Kind, Service, ServiceError};
 use crate::store::{Cached, by};
 
 /// Values of a host; what is absent stays as it is.
@@ -111,12 +111,7 @@ impl Service {
 
     /// Removes a host that runs nothing.
     pub async fn delete_host(&self, host: &Host) -> Result<(), ServiceError> {
-        let instances = self.instances_on(host);
-        if let Some(first) = instances.first() {
-            let by = match instances.len() {
-                1 => format!("instance {}", first.wire_name()),
-                n => format!("{n} instances, {} among them", first.wire_name()),
-            };
+        if let Some(by) = Holder::instances(&self.instances_on(host)) {
             return Err(in_use(host, by));
         }
         self.remove(host).await
@@ -151,11 +146,8 @@ impl Service {
             })
             .map(|environment| environment.wire_name().to_owned())
             .collect();
-        match environments.first() {
-            Some(environment) => Err(in_use(
-                host,
-                format!("instances of enviroment {environment} in its section"),
-            )),
+        match environments.into_iter().next() {
+            Some(environment) => Err(in_use(host, Holder::InstancesOf { environment })),
             None => Ok(()),
         }
     }
@@ -168,7 +160,7 @@ impl Service {
     }
 }
 
-fn in_use(host: &Host, by: String) -> ServiceError {
+fn in_use(host: &Host, by: Holder) -> ServiceError {
     ServiceError::InUse {
         kind: Kind::Host,
         name: host.wire_name().to_owned(),

@@ -33,7 +33,7 @@ pub mod users;
 use std::sync::Arc;
 
 pub use caller::Caller;
-pub use error::{Field, Lacking, ServiceError, Verb};
+pub use error::{Field, Holder, Lacking, ServiceError, Verb};
 pub use kind::{Kind, Managed};
 pub use virtshell_crds::names::is_uuid;
 

@@ -6,7 +6,7 @@ use virtshell_crds::{Environment, Host, Section, SectionSpec};
 
 use super::error::{object_name, uid};
 use super::objects::{keeps_name, set};
-use super::{Caller, Kind, Service, ServiceError};
+use super::{Caller, Holder, Kind, Service, ServiceError};
 use crate::store::{Cached, by};
 
 /// Values of a section; what is absent stays as it is.
@@ -100,7 +100,10 @@ impl Service {
             return Err(ServiceError::InUse {
                 kind: Kind::Section,
                 name: section.wire_name().to_owned(),
-                by: format!("enviroment {}", environment.wire_name()),
+                by: Holder::Object {
+                    kind: Kind::Environment,
+                    name: environment.wire_name().to_owned(),
+                },
             });
         }
         for host in self.hosts_of(section) {

@@ -17,7 +17,7 @@ use virtshell_crds::{API_VERSION, Group, LABEL_CREDENTIALS, User, UserSpec, User
 use super::caller::groups_naming;
 use super::error::{object_name, uid};
 use super::objects::{forbidden, keeps_name, put, set};
-use super::{Caller, Field, Kind, Service, ServiceError, Verb, is_uuid};
+use super::{Caller, Field, Holder, Kind, Service, ServiceError, Verb, is_uuid};
 use crate::store::{ACCESS_KEY_ID, Cached, SECRET_ACCESS_KEY, StoreError, by, created};
 
 /// A Secret of a user that is not there is somebody else's create in progress for this many seconds, then a leftover.
@@ -140,7 +140,7 @@ impl Service {
             return Err(ServiceError::InUse {
                 kind: Kind::User,
                 name: user.wire_name().to_owned(),
-                by: "the system, whose last system user it is".to_owned(),
+                by: Holder::System,
             });
         }
         self.remove(user.as_ref()).await?;

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::answer::json_response;
 use crate::auth::AuthError;
-use crate::service::{Field, Kind, Lacking, ServiceError, Verb};
+use crate::service::{Field, Holder, Kind, Lacking, ServiceError, Verb};
 use crate::store::Stale;
 
 /// Most characters of a message.
@@ -243,6 +243,18 @@ fn service_status(error: &ServiceError) -> StatusCode {
     }
 }
 
+fn holder(by: &Holder) -> String {
+    match by {
+        Holder::Instances { count: 1, first } => format!("instance {}", Shown(first)),
+        Holder::Instances { count, first } => format!("{count} instances, {} among them", Shown(first)),
+        Holder::InstancesOf { environment } => {
+            format!("instances of enviroment {} in its section", Shown(environment))
+        }
+        Holder::Object { kind, name } => format!("{} {}", word(*kind), Shown(name)),
+        Holder::System => "the system, whose last system user it is".to_owned(),
+    }
+}
+
 fn service_message(error: &ServiceError) -> String {
     match error {
         ServiceError::Missing(field) => format!("{} field was not provided", member(*field)),
@@ -256,7 +268,7 @@ fn service_message(error: &ServiceError) -> String {
             format!("{} {} not found", word(*kind), Shown(name))
         }
         ServiceError::InUse { kind, name, by } => {
-            format!("{} {} is in use: {by}", word(*kind), Shown(name))
+            format!("{} {} is in use: {}", word(*kind), Shown(name), holder(by))
         }
         ServiceError::Forbidden {
             caller,
@@ -409,10 +421,13 @@ mod tests {
                 Rejection::Service(ServiceError::InUse {
                     kind: Kind::Host,
                     name: host(),
-                    by: "x".into(),
+                    by: Holder::Instances {
+                        count: 2,
+                        first: "x".into(),
+                    },
                 }),
                 400,
-                "host h is in use: x",
+                "host h is in use: 2 instances, x among them",
             ),
             (
                 Rejection::Service(ServiceError::NoHost(Lacking::HostType)),
