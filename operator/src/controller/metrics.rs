@@ -1,5 +1,7 @@
 //! Metrics of the controller. Labels come from closed sets.
 
+use std::time::Duration;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -36,8 +38,8 @@ pub struct Metrics {
     reconciles: Family<Outcome, Counter>,
     seconds: Family<Kind, Histogram>,
     placements: Family<Outcome, Counter>,
-    /// Seconds that placement decisions took, look-ups included.
-    pub placement_seconds: Histogram,
+    placement_seconds: Histogram,
+    placement_cpu_seconds: Histogram,
     writes: Family<Kind, Counter>,
     lists: Family<Kind, Counter>,
     watch_failures: Family<Kind, Counter>,
@@ -53,6 +55,7 @@ impl Metrics {
             seconds: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.0001, 4.0, 9))),
             placements: Family::default(),
             placement_seconds: Histogram::new(PLACEMENT_BUCKETS),
+            placement_cpu_seconds: Histogram::new(PLACEMENT_BUCKETS),
             writes: Family::default(),
             lists: Family::default(),
             watch_failures: Family::default(),
@@ -74,8 +77,13 @@ impl Metrics {
         );
         registry.register(
             "placement_seconds",
-            "Time a placement decision took",
+            "Time a placement decision took, look-ups included",
             m.placement_seconds,
+        );
+        registry.register(
+            "placement_cpu_seconds",
+            "Processor time of a placement decision: what it costs, whoever else wants the processor meanwhile",
+            m.placement_cpu_seconds,
         );
         registry.register("writes", "Writes to the API server, by kind of object", m.writes);
         registry.register(
@@ -97,11 +105,12 @@ impl Metrics {
         self.seconds.get_or_create(&Kind { kind }).observe(seconds);
     }
 
-    /// One placement decision.
-    pub fn placed(&self, result: &'static str, seconds: f64) {
+    /// One placement decision: how long it took, and how much of that it worked.
+    pub fn placed(&self, result: &'static str, took: Duration, worked: Duration) {
         let kind = "Instance";
         self.placements.get_or_create(&Outcome { kind, result }).inc();
-        self.placement_seconds.observe(seconds);
+        self.placement_seconds.observe(took.as_secs_f64());
+        self.placement_cpu_seconds.observe(worked.as_secs_f64());
     }
 
     /// One write.

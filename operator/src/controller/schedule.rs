@@ -1,6 +1,9 @@
 //! Where an Instance goes: [`placement`] decides, on what [`super::roster`], [`super::pulse`] and the ledger know of the hosts.
 
+use std::time::Duration;
+
 use kube::ResourceExt;
+use nix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 use virtshell_crds::instance::Resolved;
 use virtshell_crds::{Driver, Instance};
@@ -40,7 +43,7 @@ pub enum Pin {
 
 /// Where an Instance that no node has been told of goes. A place is taken in the ledger at once.
 pub fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance, pin: Pin) -> Placement {
-    let started = std::time::Instant::now();
+    let (started, worked) = (std::time::Instant::now(), worked_so_far());
     let request = request(instance, &acceptance.resolved);
     let placement = match tie(ctx, instance, pin) {
         Ok(Some(host)) => check_tied(ctx, instance, &request, host),
@@ -51,8 +54,15 @@ pub fn decide(ctx: &Context, instance: &Instance, acceptance: &Acceptance, pin: 
         Placement::Placed(_) => "placed",
         Placement::Refused { .. } => "refused",
     };
-    ctx.metrics.placed(result, started.elapsed().as_secs_f64());
+    let worked = worked_so_far().saturating_sub(worked);
+    ctx.metrics.placed(result, started.elapsed(), worked);
     placement
+}
+
+/// Processor time of this thread.
+fn worked_so_far() -> Duration {
+    // The clock is there on every Linux.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The only host for an Instance, if it is not free to go anywhere: a domain that exists somewhere is never made a second time
