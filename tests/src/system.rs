@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::Context;
+use serde_json::Value;
 
 use crate::kubectl::Outcome;
 use crate::watchdog::Watchdog;
@@ -115,6 +116,26 @@ impl System {
         self.run(shell)
     }
 
+    /// What a line prints that is typed as by [`Self::shell`].
+    ///
+    /// # Errors
+    /// When it fails; the message carries what it printed.
+    pub fn sh(&self, line: &str) -> anyhow::Result<String> {
+        let outcome = self.shell(line)?;
+        anyhow::ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
+        Ok(outcome.stdout.trim_end().to_owned())
+    }
+
+    /// Applies an object with `kubectl`.
+    ///
+    /// # Errors
+    /// When it is refused; the message carries why.
+    pub fn apply(&self, object: &Value) -> anyhow::Result<()> {
+        self.kubectl()?
+            .ok_with(["apply", "-f", "-"], &object.to_string())
+            .map(drop)
+    }
+
     /// A variable of the system's `env`, such as `VIRTSHELL_URL`.
     ///
     /// # Errors
@@ -165,4 +186,10 @@ pub fn without_cargo(command: &mut Command) -> &mut Command {
         command.env_remove(name);
     }
     command
+}
+
+/// One word of a shell line, whatever is in it.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use virtshell_tests::level;
-use virtshell_tests::system::System;
+use virtshell_tests::system::{System, quoted};
 
 /// Emulated guests on two busy cores boot in 4 to 15 s; what takes longer than this is broken, not slow.
 const LIMIT: Duration = Duration::from_mins(2);
@@ -27,28 +27,16 @@ fn system() -> Option<&'static System> {
     GUESTS.call_once(|| {
         let line = "kubectl apply -f manifests/samples/container.yaml; \
             kubectl -n virtshell wait vsi hello-kubectl hello-container --for=condition=Ready --timeout=120s";
-        sh(system, line).expect("two guests run");
+        system.sh(line).expect("two guests run");
     });
     Some(system)
-}
-
-/// What a shell line prints; its failure is the test's.
-fn sh(system: &System, line: &str) -> Result<String> {
-    let outcome = system.shell(line)?;
-    ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
-    Ok(outcome.stdout.trim_end().to_owned())
-}
-
-fn apply(system: &System, object: &Value) -> Result<()> {
-    let object = object.to_string();
-    system.kubectl()?.ok_with(["apply", "-f", "-"], &object).map(drop)
 }
 
 /// The targets of an assignment: these Instances, with the uids they have.
 fn targets(system: &System, names: &[&str]) -> Result<Vec<Value>> {
     let target = |name: &&str| {
         let line = format!("kubectl -n virtshell get vsi {name} -o 'jsonpath={{.metadata.uid}}'");
-        Ok(json!({"name": name, "uid": sh(system, &line)?}))
+        Ok(json!({"name": name, "uid": system.sh(&line)?}))
     };
     names.iter().map(target).collect()
 }
@@ -74,9 +62,7 @@ impl<'a> Work<'a> {
     }
 
     fn assign(&self, system: &System) -> Result<()> {
-        apply(
-            system,
-            &json!({
+        system.apply(&json!({
                 "apiVersion": "virtshell.io/v1alpha1", "kind": "TaskAssignment",
                 "metadata": {"name": self.name, "namespace": "virtshell"},
                 "spec": {
@@ -100,7 +86,7 @@ impl<'a> Work<'a> {
 fn results(system: &System, name: &str, enough: impl Fn(&[Value]) -> bool) -> Result<Vec<Value>> {
     let started = Instant::now();
     loop {
-        let seen = sh(system, &format!("kubectl -n virtshell get vsta {name} -o json"))?;
+        let seen = system.sh(&format!("kubectl -n virtshell get vsta {name} -o json"))?;
         let seen: Value = serde_json::from_str(&seen)?;
         let all = seen["status"]["results"].as_array().cloned().unwrap_or_default();
         if enough(&all) {
@@ -128,18 +114,14 @@ fn upload(system: &System, folder: &str, name: &str, path: &str) -> Result<Strin
         part("name=\"folder_name\""),
         part(&format!("name=\"file_data\"; filename=\"{name}\""))
     );
-    let answer: Value = serde_json::from_str(&sh(system, &line)?)?;
+    let answer: Value = serde_json::from_str(&system.sh(&line)?)?;
     let uri = answer["uri"].as_str().context("an uri")?;
     Ok(uri.to_owned())
 }
 
 /// What a command in a guest prints, by another way than the agent's.
 fn in_guest(system: &System, name: &str, command: &str) -> Result<String> {
-    sh(system, &format!("hack/guest-exec {name} {}", quoted(command)))
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
+    system.sh(&format!("hack/guest-exec {name} {}", quoted(command)))
 }
 
 #[test]
@@ -172,9 +154,7 @@ fn a_command_answers_with_output_and_exit_code() -> Result<()> {
 fn a_task_reaches_its_guests_and_says_how_it_went() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     let _agent = AGENT.read().unwrap_or_else(PoisonError::into_inner);
-    apply(
-        system,
-        &json!({
+    system.apply(&json!({
             "apiVersion": "virtshell.io/v1alpha1", "kind": "Task", "metadata": {"name": "names", "namespace": "virtshell"},
             "spec": {
                 "description": "Ask for names", "type": "execute_command", "params": {"command": "hostname"},
@@ -184,7 +164,7 @@ fn a_task_reaches_its_guests_and_says_how_it_went() -> Result<()> {
     )?;
     let wait = "kubectl -n virtshell wait tasks.virtshell.io names --for=jsonpath='{.status.state}'=Succeeded --timeout=60s; \
         kubectl -n virtshell get tasks.virtshell.io names -o 'jsonpath={.status.counts}'";
-    let counts = sh(system, wait)?;
+    let counts = system.sh(wait)?;
     ensure!(
         counts.ends_with(r#"{"failed":0,"succeeded":2,"targets":2}"#),
         "{counts}"
@@ -257,13 +237,10 @@ fn files_are_copied_and_read_back() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     let _agent = AGENT.read().unwrap_or_else(PoisonError::into_inner);
     let file = |name: &str, spec: Value| {
-        apply(
-            system,
-            &json!({
-                "apiVersion": "virtshell.io/v1alpha1", "kind": "File",
-                "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec,
-            }),
-        )
+        system.apply(&json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": "File",
+            "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec,
+        }))
     };
     // More than one chunk of the guest agent, and every byte.
     let bytes: Vec<u8> = (0..60_000u32)
@@ -271,13 +248,13 @@ fn files_are_copied_and_read_back() -> Result<()> {
         .collect();
     let path = system.state().join("big.bin");
     std::fs::write(&path, &bytes)?;
-    let base64 = sh(system, &format!("base64 -w 0 {}", path.display()))?;
-    let sum = sh(system, &format!("sha256sum <{}", path.display()))?;
+    let base64 = system.sh(&format!("base64 -w 0 {}", path.display()))?;
+    let sum = system.sh(&format!("sha256sum <{}", path.display()))?;
     let six = format!(
         "for n in 1 2 3 4 5 6; do cat {}; done | sha256sum",
         path.display()
     );
-    let six = sh(system, &six)?;
+    let six = system.sh(&six)?;
     file(
         "big",
         json!({"displayName": "big file.bin", "folder": "conf", "size": 60_000, "content": {"inline": base64}}),
@@ -362,17 +339,12 @@ fn files_are_copied_and_read_back() -> Result<()> {
 fn what_cannot_be_done_says_why() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     let _agent = AGENT.read().unwrap_or_else(PoisonError::into_inner);
-    apply(
-        system,
-        &json!({
+    system.apply(&json!({
             "apiVersion": "virtshell.io/v1alpha1", "kind": "Instance", "metadata": {"name": "off", "namespace": "virtshell"},
             "spec": {"image": "debian-guest", "memoryMiB": 192, "diskMiB": 1024, "powerState": "Stopped"},
         }),
     )?;
-    sh(
-        system,
-        "kubectl -n virtshell wait vsi off --for=condition=Ready --timeout=60s",
-    )?;
+    system.sh("kubectl -n virtshell wait vsi off --for=condition=Ready --timeout=60s")?;
     let mut all = targets(system, &["off"])?;
     // Nobody's uid, and the uid of a guest under a name that is not its own.
     all.push(json!({"name": "nobody", "uid": "11111111-2222-3333-4444-555555555555"}));
@@ -393,7 +365,9 @@ fn what_cannot_be_done_says_why() -> Result<()> {
         results[0]["exitCode"] == 127 && output(&results[0]).contains("no package manager"),
         "{results:?}"
     );
-    sh(system, "kubectl -n virtshell delete vsi off --timeout=60s").map(drop)
+    system
+        .sh("kubectl -n virtshell delete vsi off --timeout=60s")
+        .map(drop)
 }
 
 #[test]
@@ -414,7 +388,7 @@ fn a_command_whose_agent_was_killed_is_not_run_twice() -> Result<()> {
     }
     let record = std::fs::read_to_string(system.state().join("run/node"))?;
     let process = record.split_whitespace().next().context("a pid")?;
-    sh(system, &format!("kill -9 {process}"))?;
+    system.sh(&format!("kill -9 {process}"))?;
     // Asked for while nobody listens.
     let next = Work::command("once-more", "cat /root/once", both);
     next.assign(system)?;
@@ -447,7 +421,7 @@ fn publish(system: &System, domain: &str, run: &str) -> Result<()> {
          tar -c srv | virsh -q -c lxc:///system lxc-enter-namespace --noseclabel {domain} -- /bin/tar -x -C /; rm -rf $folder",
         script.display()
     );
-    sh(system, &line).map(drop)
+    system.sh(&line).map(drop)
 }
 
 /// Gives the container this machine's Git, with the libraries it links to.
@@ -457,7 +431,7 @@ fn install_git(system: &System, domain: &str) -> Result<()> {
          tar -P -ch $git $(command -v git-upload-pack) $libraries | \
          virsh -q -c lxc:///system lxc-enter-namespace --noseclabel {domain} -- /bin/tar -x -C /"
     );
-    sh(system, &line).map(drop)
+    system.sh(&line).map(drop)
 }
 
 #[test]
@@ -466,19 +440,15 @@ fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     let _agent = AGENT.write().unwrap_or_else(PoisonError::into_inner);
     let object = |kind: &str, name: &str, spec: Value| {
-        apply(
-            system,
-            &json!({
-                "apiVersion": "virtshell.io/v1alpha1", "kind": kind,
-                "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec,
-            }),
-        )
+        system.apply(&json!({
+            "apiVersion": "virtshell.io/v1alpha1", "kind": kind,
+            "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec,
+        }))
     };
     let field = |path: &str| {
-        sh(
-            system,
-            &format!("kubectl -n virtshell get vsi built -o 'jsonpath={{{path}}}'"),
-        )
+        system.sh(&format!(
+            "kubectl -n virtshell get vsi built -o 'jsonpath={{{path}}}'"
+        ))
     };
     let ready = |reason: &str| -> Result<String> {
         let started = Instant::now();
@@ -497,17 +467,14 @@ fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
     };
     let again = |token: &str| {
         let patch = json!({"spec": {"restartToken": token, "restartMode": "Force"}});
-        sh(
-            system,
-            &format!("kubectl -n virtshell patch vsi built --type=merge -p '{patch}'"),
-        )
+        system.sh(&format!(
+            "kubectl -n virtshell patch vsi built --type=merge -p '{patch}'"
+        ))
     };
 
     // Image and variables are stored files: the one a blob of the gateway, the other in the API server.
-    let root = sh(
-        system,
-        "kubectl -n virtshell get images.virtshell.io debian-root -o 'jsonpath={.spec.downloadUrl}'",
-    )?;
+    let root = system
+        .sh("kubectl -n virtshell get images.virtshell.io debian-root -o 'jsonpath={.spec.downloadUrl}'")?;
     let root = upload(
         system,
         "roots",
@@ -564,10 +531,10 @@ fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
     }
     ensure!(field(".status.phase")? == "Provisioning");
     let record = std::fs::read_to_string(system.state().join("run/node"))?;
-    sh(
-        system,
-        &format!("kill -9 {}", record.split_whitespace().next().context("a pid")?),
-    )?;
+    system.sh(&format!(
+        "kill -9 {}",
+        record.split_whitespace().next().context("a pid")?
+    ))?;
     let up = system.script("up.sh")?;
     ensure!(up.success, "{}", up.stderr);
     ready("Interrupted")?;
@@ -593,8 +560,8 @@ fn a_builder_runs_once_and_again_only_when_asked() -> Result<()> {
     let metadata =
         format!("virsh -c lxc:///system metadata {domain} https://virtshell.io/domain/v1 --config");
     ensure!(
-        sh(system, &metadata)?.contains("provisioned=\"true\"")
-            || sh(system, &metadata)?.contains("provisioned='true'")
+        system.sh(&metadata)?.contains("provisioned=\"true\"")
+            || system.sh(&metadata)?.contains("provisioned='true'")
     );
-    sh(system, "kubectl -n virtshell delete vsi built --timeout=60s; kubectl -n virtshell delete provisioners.virtshell.io/builds images.virtshell.io/stored-root").map(drop)
+    system.sh("kubectl -n virtshell delete vsi built --timeout=60s; kubectl -n virtshell delete provisioners.virtshell.io/builds images.virtshell.io/stored-root").map(drop)
 }

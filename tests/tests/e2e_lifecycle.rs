@@ -8,12 +8,6 @@ use anyhow::{Context, Result, ensure};
 use virtshell_tests::system::System;
 use virtshell_tests::{level, repository};
 
-fn sh(system: &System, line: &str) -> Result<String> {
-    let outcome = system.shell(line)?;
-    ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
-    Ok(outcome.stdout.trim_end().to_owned())
-}
-
 fn process_id(system: &System, role: &str) -> Result<String> {
     let record = std::fs::read_to_string(system.state().join("run").join(role))?;
     Ok(record.split_whitespace().next().context("a pid")?.to_owned())
@@ -29,36 +23,27 @@ fn up_again_a_killed_agent_down_up_and_clean() -> Result<()> {
         return Ok(());
     }
     let system = System::start()?;
-    let guests = sh(&system, GUESTS)?;
+    let guests = system.sh(GUESTS)?;
     ensure!(guests.lines().count() == 2, "{guests}");
 
     // Up again: nothing is made again, nothing restarts.
     let processes = ["controller", "node", "gateway"].map(|role| process_id(&system, role).ok());
     let again = system.script("up.sh")?;
     ensure!(again.success, "{}", again.stderr);
-    ensure!(sh(&system, GUESTS)? == guests);
+    ensure!(system.sh(GUESTS)? == guests);
     ensure!(["controller", "node", "gateway"].map(|role| process_id(&system, role).ok()) == processes);
 
     // An agent killed in the middle of a creation: the next one finishes it, and the other guests do not notice.
-    sh(
-        &system,
-        "sed 's/hello-kubectl/half-made/' manifests/samples/hello.yaml | kubectl apply -f -",
-    )?;
-    sh(&system, &format!("kill -9 {}", process_id(&system, "node")?))?;
+    system.sh("sed 's/hello-kubectl/half-made/' manifests/samples/hello.yaml | kubectl apply -f -")?;
+    system.sh(&format!("kill -9 {}", process_id(&system, "node")?))?;
     let up = system.script("up.sh")?;
     ensure!(up.success, "{}", up.stderr);
-    sh(
-        &system,
-        "kubectl -n virtshell wait vsi half-made --for=condition=Ready --timeout=120s",
-    )?;
-    sh(&system, "kubectl -n virtshell delete vsi half-made --timeout=60s")?;
-    ensure!(sh(&system, GUESTS)? == guests);
+    system.sh("kubectl -n virtshell wait vsi half-made --for=condition=Ready --timeout=120s")?;
+    system.sh("kubectl -n virtshell delete vsi half-made --timeout=60s")?;
+    ensure!(system.sh(GUESTS)? == guests);
 
     // Down: the guests run on.
-    let domains = sh(
-        &system,
-        "kubectl -n virtshell get vsi -o 'jsonpath={.items[*].status.domain.uuid}'",
-    )?;
+    let domains = system.sh("kubectl -n virtshell get vsi -o 'jsonpath={.items[*].status.domain.uuid}'")?;
     let qemu = || {
         let found = Command::new("pgrep")
             .args(["-fc", &domains.replace(' ', "|")])
@@ -74,7 +59,7 @@ fn up_again_a_killed_agent_down_up_and_clean() -> Result<()> {
     let up = system.script("up.sh")?;
     ensure!(up.success, "{}", up.stderr);
     ensure!(
-        sh(&system, GUESTS)? == guests,
+        system.sh(GUESTS)? == guests,
         "guests are found again as they were"
     );
 

@@ -21,13 +21,6 @@ use virtshell_tests::{level, wait_for};
 /// Emulated guests on two busy cores boot in 4 to 15 s; what takes longer than this is broken, not slow.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// What a shell line prints; its failure is the test's.
-fn sh(system: &System, line: &str) -> Result<String> {
-    let outcome = system.shell(line)?;
-    ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
-    Ok(outcome.stdout.trim_end().to_owned())
-}
-
 /// Applies an Instance and waits until it is ready.
 fn make(system: &System, name: &str, spec: &Value) -> Result<()> {
     let object = json!({
@@ -38,15 +31,13 @@ fn make(system: &System, name: &str, spec: &Value) -> Result<()> {
         .kubectl()?
         .ok_with(["apply", "-f", "-"], &object.to_string())?;
     let wait = format!("kubectl -n virtshell wait vsi {name} --for=condition=Ready --timeout=120s");
-    sh(system, &wait).map(drop)
+    system.sh(&wait).map(drop)
 }
 
 fn remove(system: &System, name: &str) -> Result<()> {
-    sh(
-        system,
-        &format!("kubectl -n virtshell delete vsi {name} --timeout=60s"),
-    )
-    .map(drop)
+    system
+        .sh(&format!("kubectl -n virtshell delete vsi {name} --timeout=60s"))
+        .map(drop)
 }
 
 /// A caller that knows the node as the Host publishes it, and trusts nothing else.
@@ -70,10 +61,8 @@ impl Caller {
             "kubectl --kubeconfig {}",
             system.state().join("gateway.kubeconfig").display()
         );
-        let host: Value = serde_json::from_str(&sh(
-            system,
-            &format!("{kubectl} get host {} -o json", system.host()),
-        )?)?;
+        let host: Value =
+            serde_json::from_str(&system.sh(&format!("{kubectl} get host {} -o json", system.host()))?)?;
         let endpoint = &host["status"]["endpoint"];
         let word = |field: &str| {
             endpoint[field]
@@ -85,13 +74,10 @@ impl Caller {
             .tls_certs_only([reqwest::Certificate::from_pem(certificate.as_bytes())?])
             .timeout(Duration::from_secs(20))
             .build()?;
-        let token = sh(
-            system,
-            &format!(
-                "{kubectl} -n virtshell-system create token virtshell-gateway --audience virtshell-node:{}",
-                system.host()
-            ),
-        )?;
+        let token = system.sh(&format!(
+            "{kubectl} -n virtshell-system create token virtshell-gateway --audience virtshell-node:{}",
+            system.host()
+        ))?;
         Ok(Some(Self {
             system,
             url: word("url")?.to_owned(),
@@ -104,10 +90,8 @@ impl Caller {
     /// A token for this audience, of an account that an administrator made.
     fn token_of(&self, account: &str, audience: Option<&str>) -> Result<String> {
         let audience = audience.map_or_else(String::new, |audience| format!("--audience {audience}"));
-        sh(
-            self.system,
-            &format!("kubectl -n virtshell create token {account} {audience}"),
-        )
+        self.system
+            .sh(&format!("kubectl -n virtshell create token {account} {audience}"))
     }
 
     fn instance(&self, name: &str, what: &str) -> String {
@@ -271,7 +255,7 @@ async fn a_caller_needs_a_token_for_this_host_and_the_right() -> Result<()> {
     let system = caller.system;
     let stats = caller.instance("hello-kubectl", "stats");
     let audience = format!("virtshell-node:{}", system.host());
-    sh(system, "kubectl -n virtshell create serviceaccount curious")?;
+    system.sh("kubectl -n virtshell create serviceaccount curious")?;
 
     let whole = caller.token_of("curious", None)?;
     let other = caller.token_of("curious", Some("virtshell-node:another-host"))?;
@@ -295,9 +279,7 @@ async fn a_caller_needs_a_token_for_this_host_and_the_right() -> Result<()> {
     ensure!(code == 403, "{code}");
 
     // The token is as good as before, and a no is remembered no longer than a yes: another right is another question.
-    sh(
-        system,
-        "kubectl -n virtshell create rolebinding curious --clusterrole=virtshell-live --serviceaccount=virtshell:curious && \
+    system.sh("kubectl -n virtshell create rolebinding curious --clusterrole=virtshell-live --serviceaccount=virtshell:curious && \
          kubectl create clusterrolebinding curious-$VIRTSHELL_HOST_NAME --clusterrole=virtshell-metrics --serviceaccount=virtshell:curious",
     )?;
     let other = caller.instance("hello-rest", "stats");
@@ -397,10 +379,9 @@ async fn a_running_guest_is_seen_live() -> Result<()> {
     )
     .await?;
 
-    let uuid = sh(
-        caller.system,
-        "kubectl -n virtshell get vsi hello-kubectl -o 'jsonpath={.status.domain.uuid}'",
-    )?;
+    let uuid = caller
+        .system
+        .sh("kubectl -n virtshell get vsi hello-kubectl -o 'jsonpath={.status.domain.uuid}'")?;
     let answer = caller.get(name, "xml").await?;
     ensure!(answer.headers()["content-type"] == "application/xml");
     let xml = answer.text().await?;
@@ -457,13 +438,12 @@ async fn a_console_shows_and_takes_and_has_one_reader() -> Result<()> {
 
 /// Does something while the QEMU of an Instance stands still.
 async fn hang(caller: &Caller, name: &str, during: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
-    let domain = sh(
-        caller.system,
-        &format!("kubectl -n virtshell get vsi {name} -o 'jsonpath={{.status.domain.name}}'"),
-    )?;
+    let domain = caller.system.sh(&format!(
+        "kubectl -n virtshell get vsi {name} -o 'jsonpath={{.status.domain.name}}'"
+    ))?;
     let signal = |signal: &str| {
         let line = format!("kill -{signal} $(cat /run/libvirt/qemu/{domain}.pid)");
-        sh(caller.system, &line)
+        caller.system.sh(&line)
     };
     signal("STOP")?;
     let done = during().await;
@@ -535,8 +515,7 @@ async fn a_display_is_shown_and_a_stopped_guest_is_said_to_be() -> Result<()> {
     )
     .await?;
 
-    sh(
-        caller.system,
+    caller.system.sh(
         "kubectl -n virtshell patch vsi seen --type=merge -p '{\"spec\":{\"powerState\":\"Stopped\"}}' && \
          kubectl -n virtshell wait vsi seen --for=jsonpath='{.status.powerState}'=Stopped --timeout=60s",
     )?;

@@ -17,13 +17,6 @@ fn system() -> Option<&'static System> {
     level::end_to_end().then(|| System::shared().expect("hack/up.sh brings the system up"))
 }
 
-/// What a shell line prints; its failure is the test's.
-fn sh(system: &System, line: &str) -> Result<String> {
-    let outcome = system.shell(line)?;
-    ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
-    Ok(outcome.stdout.trim_end().to_owned())
-}
-
 /// Runs a line until what it prints satisfies `enough`.
 fn until(system: &System, line: &str, enough: impl Fn(&str) -> bool) -> Result<String> {
     let started = Instant::now();
@@ -42,13 +35,6 @@ fn until(system: &System, line: &str, enough: impl Fn(&str) -> bool) -> Result<S
     }
 }
 
-fn apply(system: &System, object: &Value) -> Result<()> {
-    system
-        .kubectl()?
-        .ok_with(["apply", "-f", "-"], &object.to_string())?;
-    Ok(())
-}
-
 /// An Instance of the guest image with what `more` adds to its spec.
 fn instance(name: &str, more: Value) -> Value {
     let mut spec =
@@ -63,7 +49,7 @@ fn instance(name: &str, more: Value) -> Value {
 }
 
 fn field(system: &System, name: &str, path: &str) -> Result<String> {
-    sh(system, &get(name, path))
+    system.sh(&get(name, path))
 }
 
 /// The command that prints a field of an Instance.
@@ -89,18 +75,16 @@ fn wait_ready(system: &System, name: &str) -> Result<()> {
 }
 
 fn remove(system: &System, name: &str) -> Result<()> {
-    sh(
-        system,
-        &format!("kubectl -n virtshell delete vsi {name} --timeout=60s"),
-    )
-    .map(drop)
+    system
+        .sh(&format!("kubectl -n virtshell delete vsi {name} --timeout=60s"))
+        .map(drop)
 }
 
 #[test]
 fn a_newcomer_sees_two_running_guests() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    let list = sh(system, "kubectl -n virtshell get vsi")?;
-    let rest: Value = serde_json::from_str(&sh(system, "hack/vscurl GET /virtshell/api/v1/instances")?)?;
+    let list = system.sh("kubectl -n virtshell get vsi")?;
+    let rest: Value = serde_json::from_str(&system.sh("hack/vscurl GET /virtshell/api/v1/instances")?)?;
     for name in ["hello-kubectl", "hello-rest"] {
         ensure!(
             list.lines().any(|l| l.starts_with(name) && l.contains("Running")),
@@ -116,9 +100,13 @@ fn a_newcomer_sees_two_running_guests() -> Result<()> {
             seen["status"] == "running" && seen["host"] == system.host(),
             "{seen}"
         );
-        ensure!(sh(system, &format!("hack/guest-exec {name} uname -a"))?.starts_with("Linux "));
         ensure!(
-            sh(system, &format!("hack/guest-exec {name} hostname"))? == name,
+            system
+                .sh(&format!("hack/guest-exec {name} uname -a"))?
+                .starts_with("Linux ")
+        );
+        ensure!(
+            system.sh(&format!("hack/guest-exec {name} hostname"))? == name,
             "the seed gives the host name"
         );
     }
@@ -157,18 +145,22 @@ fn no_role_is_an_administrator() -> Result<()> {
 #[test]
 fn a_destroyed_domain_comes_back_and_says_so() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    apply(system, &instance("drift", json!({})))?;
+    system.apply(&instance("drift", json!({})))?;
     wait_ready(system, "drift")?;
     let domain = field(system, "drift", ".status.domain.name")?;
     let started = field(system, "drift", ".status.startedAt")?;
     // startedAt has whole seconds.
     std::thread::sleep(Duration::from_millis(1100));
-    sh(system, &format!("virsh -c qemu:///system destroy {domain}"))?;
+    system.sh(&format!("virsh -c qemu:///system destroy {domain}"))?;
     until(system, &get("drift", ".status.startedAt"), |seen| {
         !seen.is_empty() && seen != started
     })?;
     wait_ready(system, "drift")?;
-    ensure!(sh(system, &format!("virsh -c qemu:///system domstate {domain}"))?.starts_with("running"));
+    ensure!(
+        system
+            .sh(&format!("virsh -c qemu:///system domstate {domain}"))?
+            .starts_with("running")
+    );
     let events = "kubectl -n virtshell get events --field-selector involvedObject.name=drift -o jsonpath='{.items[*].reason}'";
     until(system, events, |reasons| reasons.split_whitespace().count() >= 2)?;
     remove(system, "drift")
@@ -177,10 +169,10 @@ fn a_destroyed_domain_comes_back_and_says_so() -> Result<()> {
 #[test]
 fn a_deleted_instance_leaves_no_domain_and_no_disk() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    apply(
-        system,
-        &instance("gone", json!({"disks": [{"name": "data", "sizeMiB": 16}]})),
-    )?;
+    system.apply(&instance(
+        "gone",
+        json!({"disks": [{"name": "data", "sizeMiB": 16}]}),
+    ))?;
     wait_ready(system, "gone")?;
     let domain = field(system, "gone", ".status.domain.name")?;
     let paths = field(system, "gone", ".status.disks[*].path")?;
@@ -190,7 +182,11 @@ fn a_deleted_instance_leaves_no_domain_and_no_disk() -> Result<()> {
         "{paths:?}"
     );
     remove(system, "gone")?;
-    ensure!(!sh(system, "virsh -c qemu:///system list --all --name")?.contains(&domain));
+    ensure!(
+        !system
+            .sh("virsh -c qemu:///system list --all --name")?
+            .contains(&domain)
+    );
     ensure!(
         paths.iter().all(|p| !std::path::Path::new(p).exists()),
         "{paths:?}"
@@ -216,7 +212,7 @@ fn power_through_rest_ends_in_tasks_that_succeed() -> Result<()> {
             |t| t.contains(r#""status":"sucess""#),
         )
     };
-    succeeded(&task(&sh(system, post)?)?)?;
+    succeeded(&task(&system.sh(post)?)?)?;
     let refused = system.shell(post)?;
     ensure!(
         !refused.success && refused.stdout.contains("instance Power_1 already exists"),
@@ -226,7 +222,7 @@ fn power_through_rest_ends_in_tasks_that_succeed() -> Result<()> {
 
     let state = "hack/vscurl GET /virtshell/api/v1/instances/Power_1";
     let uuid = {
-        let seen: Value = serde_json::from_str(&sh(system, state)?)?;
+        let seen: Value = serde_json::from_str(&system.sh(state)?)?;
         seen["uuid"]
             .as_str()
             .context("an instance has a uuid")?
@@ -234,22 +230,20 @@ fn power_through_rest_ends_in_tasks_that_succeed() -> Result<()> {
     };
     for (verb, status) in [("stop", "stopped"), ("start", "running")] {
         let call = format!("hack/vscurl PUT /virtshell/api/v1/instances/{verb}_instance/Power_1");
-        succeeded(&task(&sh(system, &call)?)?)?;
+        succeeded(&task(&system.sh(&call)?)?)?;
         until(system, state, |seen| {
             seen.contains(&format!(r#""status":"{status}""#))
         })?;
     }
     let id = format!("virsh -c qemu:///system domid {uuid}");
-    let before = sh(system, &id)?;
-    succeeded(&task(&sh(
-        system,
+    let before = system.sh(&id)?;
+    succeeded(&task(&system.sh(
         "hack/vscurl PUT /virtshell/api/v1/instances/restart_instance/Power_1",
     )?)?)?;
-    ensure!(sh(system, &id)? != before, "a restart is a new domain process");
-    succeeded(&task(&sh(
-        system,
-        "hack/vscurl DELETE /virtshell/api/v1/instances/Power_1",
-    )?)?)?;
+    ensure!(system.sh(&id)? != before, "a restart is a new domain process");
+    succeeded(&task(
+        &system.sh("hack/vscurl DELETE /virtshell/api/v1/instances/Power_1")?,
+    )?)?;
     let gone = system.shell(state)?;
     ensure!(
         !gone.success && gone.stdout.contains("not found"),
@@ -262,31 +256,34 @@ fn power_through_rest_ends_in_tasks_that_succeed() -> Result<()> {
 #[test]
 fn a_container_runs_beside_the_machines() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    sh(system, "kubectl apply -f manifests/samples/container.yaml")?;
+    system.sh("kubectl apply -f manifests/samples/container.yaml")?;
     wait_ready(system, "hello-container")?;
     ensure!(field(system, "hello-container", ".status.domain.type")? == "lxc");
-    ensure!(sh(system, "hack/guest-exec hello-container uname -s")? == "Linux");
-    ensure!(sh(system, "hack/guest-exec hello-container hostname")? == "hello-container");
+    ensure!(system.sh("hack/guest-exec hello-container uname -s")? == "Linux");
+    ensure!(system.sh("hack/guest-exec hello-container hostname")? == "hello-container");
     remove(system, "hello-container")?;
-    ensure!(!sh(system, "virsh -c lxc:///system list --all --name")?.contains("hello-container"));
+    ensure!(
+        !system
+            .sh("virsh -c lxc:///system list --all --name")?
+            .contains("hello-container")
+    );
     Ok(())
 }
 
 #[test]
 fn a_paused_guest_stands_still_and_resumes() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    apply(system, &instance("pause", json!({})))?;
+    system.apply(&instance("pause", json!({})))?;
     wait_ready(system, "pause")?;
     let domain = field(system, "pause", ".status.domain.name")?;
     let state = format!("virsh -c qemu:///system domstate {domain}");
     for (wanted, seen) in [("Paused", "paused"), ("Running", "running")] {
         let patch = json!({"spec": {"powerState": wanted}}).to_string();
-        sh(
-            system,
-            &format!("kubectl -n virtshell patch vsi pause --type=merge -p '{patch}'"),
-        )?;
+        system.sh(&format!(
+            "kubectl -n virtshell patch vsi pause --type=merge -p '{patch}'"
+        ))?;
         until(system, &get("pause", ".status.powerState"), |s| s == wanted)?;
-        ensure!(sh(system, &state)?.trim() == seen);
+        ensure!(system.sh(&state)?.trim() == seen);
     }
     remove(system, "pause")
 }
@@ -295,25 +292,16 @@ fn a_paused_guest_stands_still_and_resumes() -> Result<()> {
 fn a_bad_image_is_named_with_its_cure_and_nothing_is_left() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
     let image = |name: &str, spec: Value| json!({"apiVersion": "virtshell.io/v1alpha1", "kind": "Image", "metadata": {"name": name, "namespace": "virtshell"}, "spec": spec});
-    let url = sh(system, "printf %s $VIRTSHELL_URL")?;
-    let guest = sh(
-        system,
-        "kubectl -n virtshell get image debian-guest -o 'jsonpath={.spec.downloadUrl}'",
-    )?;
-    apply(
-        system,
-        &image(
-            "bad-404",
-            json!({"type": "disk", "downloadUrl": format!("{url}/no-such-image.qcow2")}),
-        ),
-    )?;
-    apply(
-        system,
-        &image(
-            "bad-sum",
-            json!({"type": "disk", "downloadUrl": guest, "sha256": "0".repeat(64)}),
-        ),
-    )?;
+    let url = system.sh("printf %s $VIRTSHELL_URL")?;
+    let guest = system.sh("kubectl -n virtshell get image debian-guest -o 'jsonpath={.spec.downloadUrl}'")?;
+    system.apply(&image(
+        "bad-404",
+        json!({"type": "disk", "downloadUrl": format!("{url}/no-such-image.qcow2")}),
+    ))?;
+    system.apply(&image(
+        "bad-sum",
+        json!({"type": "disk", "downloadUrl": guest, "sha256": "0".repeat(64)}),
+    ))?;
     for (name, image, type_, words) in [
         ("bad-404", "bad-404", "ImageReady", "no-such-image.qcow2"),
         ("bad-sum", "bad-sum", "ImageReady", "sha256"),
@@ -324,32 +312,30 @@ fn a_bad_image_is_named_with_its_cure_and_nothing_is_left() -> Result<()> {
             "image no-such-image not found",
         ),
     ] {
-        apply(system, &instance(name, json!({"image": image})))?;
+        system.apply(&instance(name, json!({"image": image})))?;
         until(system, &condition(name, type_), |seen| {
             seen.starts_with("False") && seen.to_lowercase().contains(words)
         })
         .with_context(|| name.to_owned())?;
     }
     // It heals by itself when the reference appears.
-    apply(
-        system,
-        &image("no-such-image", json!({"type": "disk", "downloadUrl": guest})),
-    )?;
+    system.apply(&image(
+        "no-such-image",
+        json!({"type": "disk", "downloadUrl": guest}),
+    ))?;
     wait_ready(system, "bad-none")?;
     for name in ["bad-404", "bad-sum", "bad-none"] {
         remove(system, name)?;
     }
-    sh(
-        system,
-        "kubectl -n virtshell delete image bad-404 bad-sum no-such-image",
-    )
-    .map(drop)
+    system
+        .sh("kubectl -n virtshell delete image bad-404 bad-sum no-such-image")
+        .map(drop)
 }
 
 #[test]
 fn a_foreign_domain_of_the_same_name_is_never_touched() -> Result<()> {
     let Some(system) = system() else { return Ok(()) };
-    apply(system, &instance("taken", json!({"powerState": "Stopped"})))?;
+    system.apply(&instance("taken", json!({"powerState": "Stopped"})))?;
     wait_ready(system, "taken")?;
     let domain = field(system, "taken", ".status.domain.name")?;
     let foreign = format!(
@@ -359,15 +345,13 @@ fn a_foreign_domain_of_the_same_name_is_never_touched() -> Result<()> {
     std::fs::write(&file, foreign)?;
     // The agent repairs within milliseconds, so it must not look while the domains change places.
     let virsh = "virsh -q -c qemu:///system";
-    sh(
-        system,
-        &format!(
+    system.sh(&format!(
             "agent=$(cut -d ' ' -f 1 $VIRTSHELL_STATE_DIR/run/node); kill -STOP $agent; trap 'kill -CONT $agent' EXIT; \
              {virsh} undefine {domain}; {virsh} define {}",
             file.display()
         ),
     )?;
-    let uuid = sh(system, &format!("virsh -c qemu:///system domuuid {domain}"))?;
+    let uuid = system.sh(&format!("virsh -c qemu:///system domuuid {domain}"))?;
     let blocked = until(system, &condition("taken", "Ready"), |seen| {
         seen.starts_with("False")
     })?;
@@ -385,10 +369,12 @@ fn a_foreign_domain_of_the_same_name_is_never_touched() -> Result<()> {
     )?;
     remove(system, "taken")?;
     ensure!(
-        sh(system, &format!("virsh -c qemu:///system domuuid {domain}"))? == uuid,
+        system.sh(&format!("virsh -c qemu:///system domuuid {domain}"))? == uuid,
         "the foreign domain is still there"
     );
-    sh(system, &format!("virsh -c qemu:///system undefine {domain}")).map(drop)
+    system
+        .sh(&format!("virsh -c qemu:///system undefine {domain}"))
+        .map(drop)
 }
 
 #[test]
@@ -401,10 +387,7 @@ fn a_user_the_gateway_does_not_know_is_refused() -> Result<()> {
         "{}",
         refused.stdout
     );
-    let root = sh(
-        system,
-        "VIRTSHELL_URL=$VIRTSHELL_ROOT_URL hack/vscurl GET /hosts/",
-    )?;
+    let root = system.sh("VIRTSHELL_URL=$VIRTSHELL_ROOT_URL hack/vscurl GET /hosts/")?;
     ensure!(
         root.contains(system.host()),
         "the bare root has its own listener: {root}"

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use virtshell_crds::names::object_name;
 use virtshell_tests::level;
-use virtshell_tests::system::System;
+use virtshell_tests::system::{System, quoted};
 
 /// Emulated guests on two busy cores boot in 4 to 15 s; what takes longer than this is broken, not slow.
 const LIMIT: Duration = Duration::from_mins(2);
@@ -31,7 +31,7 @@ fn system() -> Option<&'static System> {
 
 /// Makes the two containers with Debian, by one request.
 fn debians(system: &System) -> Result<()> {
-    let root = sh(system, "hack/lxc-root.sh --debian")?;
+    let root = system.sh("hack/lxc-root.sh --debian")?;
     let image =
         json!({"name": "debian-apt", "type": "lxc-container", "download_url": format!("file://{root}")});
     ask(system, "POST", "/images", &image)?;
@@ -41,17 +41,6 @@ fn debians(system: &System) -> Result<()> {
     succeeds(system, "POST", "/instances", &launch).map(drop)
 }
 
-/// What a shell line prints; its failure is the test's.
-fn sh(system: &System, line: &str) -> Result<String> {
-    let outcome = system.shell(line)?;
-    ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
-    Ok(outcome.stdout.trim_end().to_owned())
-}
-
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 /// The answer to a signed request.
 fn ask(system: &System, method: &str, path: &str, body: &Value) -> Result<Value> {
     let body = if body.is_null() {
@@ -59,10 +48,7 @@ fn ask(system: &System, method: &str, path: &str, body: &Value) -> Result<Value>
     } else {
         quoted(&body.to_string())
     };
-    let answer = sh(
-        system,
-        &format!("hack/vscurl {method} /virtshell/api/v1{path} {body}"),
-    )?;
+    let answer = system.sh(&format!("hack/vscurl {method} /virtshell/api/v1{path} {body}"))?;
     serde_json::from_str(&answer).with_context(|| format!("{method} {path}: {answer}"))
 }
 
@@ -112,25 +98,22 @@ fn delete(system: &System, name: &str) -> Result<Value> {
 /// An Instance as Kubernetes has it.
 fn object(system: &System, name: &str) -> Result<Value> {
     let line = format!("kubectl -n virtshell get vsi {} -o json", object_name(name));
-    Ok(serde_json::from_str(&sh(system, &line)?)?)
+    Ok(serde_json::from_str(&system.sh(&line)?)?)
 }
 
 /// What a command in a guest prints, by another way than the gateway's.
 fn inside(system: &System, name: &str, command: &str) -> Result<String> {
     let line = format!("hack/guest-exec {} {}", object_name(name), quoted(command));
-    sh(system, &line)
+    system.sh(&line)
 }
 
 /// What virsh says of a container's domain: its state, and its id, which is another one after each start.
 fn domain(system: &System, name: &str) -> Result<String> {
     let uuid = get(system, &format!("/instances/{name}"))?["uuid"].clone();
     let uuid = uuid.as_str().context("a uuid")?;
-    sh(
-        system,
-        &format!(
-            "echo $(virsh -q -c lxc:///system domstate {uuid}) $(virsh -q -c lxc:///system domid {uuid})"
-        ),
-    )
+    system.sh(&format!(
+        "echo $(virsh -q -c lxc:///system domstate {uuid}) $(virsh -q -c lxc:///system domid {uuid})"
+    ))
 }
 
 /// Stores a file in a folder, or, with an uuid, another content of it; returns its metadata.
@@ -154,7 +137,7 @@ fn upload(system: &System, folder: &str, path: &Path, uuid: Option<&str>) -> Res
         "CONTENT_TYPE='multipart/form-data; boundary=cut-here' hack/vscurl {request} @{}",
         body.path().display()
     );
-    Ok(serde_json::from_str(&sh(system, &line)?)?)
+    Ok(serde_json::from_str(&system.sh(&line)?)?)
 }
 
 // --- Made and removed -------------------------------------------------------------------------------------------------
@@ -180,13 +163,10 @@ fn v_099_v_103_v_106_v_114_what_was_asked_for_runs() -> Result<()> {
         let mib = size.trim().parse::<i64>()? / 1024;
         // What the file system takes for itself is its own.
         ensure!((900..=1024).contains(&mib), "{name}: a root of {mib} MiB");
-        let kib = sh(
-            system,
-            &format!(
-                "virsh -q -c lxc:///system dominfo {} | awk '/^Max memory/ {{print $3}}'",
-                seen["uuid"]
-            ),
-        )?;
+        let kib = system.sh(&format!(
+            "virsh -q -c lxc:///system dominfo {} | awk '/^Max memory/ {{print $3}}'",
+            seen["uuid"]
+        ))?;
         ensure!(kib == "262144", "{name}: {kib} KiB");
     }
     Ok(())
@@ -209,7 +189,7 @@ fn v_102_v_105_v_112_v_115_what_is_deleted_is_gone_with_its_disk() -> Result<()>
             task["type"] == "delete_instance" && task["object_uuid"] == uuid,
             "{task}"
         );
-        let domains = sh(system, "virsh -q -c lxc:///system list --all --uuid")?;
+        let domains = system.sh("virsh -q -c lxc:///system list --all --uuid")?;
         ensure!(!domains.contains(uuid), "{name} still has a domain");
         ensure!(!Path::new(&disk).exists(), "{disk} is still there");
         let gone = system.shell(&format!("hack/vscurl GET /virtshell/api/v1/instances/{name}"))?;
@@ -383,7 +363,7 @@ fn v_022_v_175_v_176_v_177_v_178_stored_files_arrive_in_the_guests() -> Result<(
         (0..300_000_u32).map(|n| (n % 251) as u8).collect::<Vec<_>>(),
     )?;
     upload(system, "v022", &large, None)?;
-    let sum = sh(system, &format!("sha256sum <{}", large.display()))?;
+    let sum = system.sh(&format!("sha256sum <{}", large.display()))?;
     let all = json!([{"name": MACHINE}, {"name": "web_[1:5]"}]);
     let every = [MACHINE, DEBIANS[0], DEBIANS[1]];
     for (row, call, source, destination, targets, reached) in [
@@ -479,7 +459,7 @@ fn v_129_v_130_v_131_values_are_those_of_the_guests() -> Result<()> {
     let kib = |field: &str| -> Result<i64> {
         let line =
             format!("virsh -q -c qemu:///system dominfo {uuid} | awk '/^{field} memory/ {{print $3}}'");
-        Ok(sh(system, &line)?.parse()?)
+        Ok(system.sh(&line)?.parse()?)
     };
     ensure!(
         seen["memory"] == kib("Used")? / 1024 && seen["total_memory"] == kib("Max")? / 1024,
@@ -623,7 +603,7 @@ fn package(system: &System, folder: &Path, name: &str, version: &str) -> Result<
         folder.display(),
         tree.display()
     );
-    sh(system, &line)?;
+    system.sh(&line)?;
     Ok(folder.join(deb))
 }
 

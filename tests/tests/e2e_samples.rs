@@ -26,15 +26,8 @@ const MADE: [(&str, &str); 4] = [
     ("instance", "website"),
 ];
 
-/// What a shell line prints; its failure is the test's.
-fn sh(system: &System, line: &str) -> Result<String> {
-    let outcome = system.shell(line)?;
-    ensure!(outcome.success, "{line}\n{}{}", outcome.stdout, outcome.stderr);
-    Ok(outcome.stdout.trim_end().to_owned())
-}
-
 fn get(system: &System, what: &str) -> Result<Value> {
-    let text = sh(system, &format!("kubectl -n virtshell get {what} -o json"))?;
+    let text = system.sh(&format!("kubectl -n virtshell get {what} -o json"))?;
     Ok(serde_json::from_str(&text)?)
 }
 
@@ -66,10 +59,9 @@ fn serves(system: &System, website: &Value) -> Result<()> {
     let address = website["status"]["addresses"]["ipv4"][0]
         .as_str()
         .unwrap_or_default();
-    let page = sh(
-        system,
-        &format!("curl --silent --fail --retry 20 --retry-connrefused --retry-delay 1 http://{address}/"),
-    )?;
+    let page = system.sh(&format!(
+        "curl --silent --fail --retry 20 --retry-connrefused --retry-delay 1 http://{address}/"
+    ))?;
     let expected = format!("Hello from database.\nThis is {name} of the environment development.");
     ensure!(page == expected, "{name} at {address} serves {page}");
     Ok(())
@@ -109,7 +101,7 @@ fn the_samples_run_and_rest_makes_the_same_objects() -> Result<()> {
         return Ok(());
     }
     let system = System::shared()?;
-    sh(system, "kubectl apply -f manifests/samples/")?;
+    system.sh("kubectl apply -f manifests/samples/")?;
     for name in GUESTS {
         running(system, name)?;
     }
@@ -120,9 +112,7 @@ fn the_samples_run_and_rest_makes_the_same_objects() -> Result<()> {
     let patch = json!({"spec": {"restartToken": "again", "restartMode": "Force"}});
     let website = running(system, "website_1")?;
     let name = website["metadata"]["name"].as_str().unwrap_or_default();
-    sh(
-        system,
-        &format!(
+    system.sh(&format!(
             "kubectl -n virtshell patch vsi {name} --type=merge -p '{patch}'; \
              kubectl -n virtshell wait vsi {name} --for=jsonpath='{{.status.lastRestartToken}}'=again --timeout=60s"
         ),
@@ -131,10 +121,9 @@ fn the_samples_run_and_rest_makes_the_same_objects() -> Result<()> {
 
     for (kind, name) in MADE.iter().rev() {
         let also = if *kind == "instance" { " database" } else { "" };
-        sh(
-            system,
-            &format!("kubectl -n virtshell delete {kind} {name}{also} --timeout=120s"),
-        )?;
+        system.sh(&format!(
+            "kubectl -n virtshell delete {kind} {name}{also} --timeout=120s"
+        ))?;
     }
     let build = |name: &str| {
         json!({
@@ -165,10 +154,7 @@ fn the_samples_run_and_rest_makes_the_same_objects() -> Result<()> {
             }),
         ),
     ] {
-        sh(
-            system,
-            &format!("hack/vscurl POST /virtshell/api/v1/{path} '{body}'"),
-        )?;
+        system.sh(&format!("hack/vscurl POST /virtshell/api/v1/{path} '{body}'"))?;
     }
     ensure!(spec(&get(system, "section twin")?) == section);
     let by_rest = specs(system)?;
